@@ -1,0 +1,1 @@
+//! The examples of nexus; run one with `cargo run --example NAME`.

@@ -1,0 +1,384 @@
+//! The schema of nexus: the numbered SQL files of `sql/`, and what applies them.
+//!
+//! [`up`] brings a database to the newest version, [`verify`] only looks whether it is there, and
+//! [`down`] goes back. The files are applied in order, each in a transaction of its own together
+//! with its row in `core.schema_migrations`, under an advisory lock, so that any number of
+//! processes may start at once. Tables of the application and its own migrations are not touched.
+//!
+//! The queues are pgmq's. Where the server offers the extension, it is created; elsewhere pgmq's
+//! own SQL is installed, which needs no rights beyond those to create a schema.
+
+use sqlx::{
+    Connection, PgConnection, PgPool, Row,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// One step of the schema.
+#[derive(Debug, Clone, Copy)]
+pub struct Migration {
+    /// Counts from 1 without gaps.
+    pub version: i32,
+    /// What it brings.
+    pub name: &'static str,
+    /// The SQL that applies it.
+    pub up: &'static str,
+    /// The SQL that takes it back.
+    pub down: &'static str,
+}
+
+macro_rules! migrations {
+    ($($version:literal $name:literal),* $(,)?) => {
+        &[$(Migration {
+            version: $version,
+            name: $name,
+            up: include_str!(concat!("../sql/", $name, ".up.sql")),
+            down: include_str!(concat!("../sql/", $name, ".down.sql")),
+        }),*]
+    };
+}
+
+/// Every step, oldest first.
+pub const MIGRATIONS: &[Migration] = migrations![
+    1 "0001_event_log",
+    2 "0002_queues",
+    3 "0003_nodes_and_subscriptions",
+    4 "0004_emit",
+    5 "0005_schedules",
+    6 "0006_maintenance",
+];
+
+/// The version that this build works with.
+#[must_use]
+pub fn newest_version() -> i32 {
+    MIGRATIONS.len().try_into().unwrap_or(i32::MAX)
+}
+
+/// Oldest supported `server_version_num`.
+const OLDEST_SERVER: i32 = 15_00_00;
+
+/// Oldest supported pgmq: from here on its SQL can be upgraded without the extension.
+const OLDEST_PGMQ: (u32, u32) = (1, 8);
+
+/// Any 64-bit number will do, as long as nobody else uses it.
+const LOCK: i64 = 0x006e_6578_7573_0001;
+
+/// Why the schema is not what this build needs. Every step that is not mentioned as done was
+/// rolled back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MigrateError {
+    /// Use a newer server.
+    #[error("PostgreSQL 15 or newer is needed, this server is {found}")]
+    ServerTooOld {
+        /// The server's own version text.
+        found: String,
+    },
+    /// Deploy the newer program, or go back with the newer program's `down`.
+    #[error(
+        "the schema has version {found}, this build knows versions up to {known}: deploy a build that is at least as new as the newest that ran here"
+    )]
+    SchemaTooNew {
+        /// The version in the database.
+        found: i32,
+        /// The newest version of this build.
+        known: i32,
+    },
+    /// Start an app whose role may migrate, or run the migrations with such a role.
+    #[error("the schema has version {found}, this build needs {needed}: run the migrations with a role that may create schemas")]
+    SchemaTooOld {
+        /// The version in the database; 0 if there is no schema.
+        found: i32,
+        /// The version of this build.
+        needed: i32,
+    },
+    /// Something else owns schema `core`. Use another database.
+    #[error("schema `core` exists in this database and was not made by nexus: use another database, or rename that schema")]
+    ForeignSchema,
+    /// Upgrade pgmq, or use a database without it.
+    #[error("pgmq {found} is installed, nexus needs 1.8 or newer: upgrade it with `alter extension pgmq update`")]
+    PgmqTooOld {
+        /// The installed version.
+        found: String,
+    },
+    /// The role may not do what is needed.
+    #[error("role `{role}` lacks rights in database `{database}`: {source}. Grant them (`grant create on database {database} to {role}`), or run the migrations with another role")]
+    NotAllowed {
+        /// The role that connected.
+        role: String,
+        /// The database.
+        database: String,
+        /// What the server refused.
+        source: sqlx::Error,
+    },
+    /// pgmq's SQL could not be installed.
+    #[error("could not install pgmq")]
+    Pgmq(#[source] pgmq::PgmqError),
+    /// A file failed; it was rolled back, those before it are applied.
+    #[error("migration {name} failed")]
+    Apply {
+        /// The file, without `.up.sql` or `.down.sql`.
+        name: &'static str,
+        /// What the server reported.
+        source: sqlx::Error,
+    },
+    /// The database could not be asked.
+    #[error("could not {doing}")]
+    Database {
+        /// What was attempted.
+        doing: &'static str,
+        /// What went wrong.
+        source: sqlx::Error,
+    },
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> MigrateError {
+    move |source| MigrateError::Database { doing, source }
+}
+
+/// Brings the schema to the newest version and returns how many steps were applied.
+///
+/// Does nothing, and needs no rights beyond reading, if the schema is there already.
+///
+/// # Errors
+///
+/// [`MigrateError`]; the steps before the one that failed stay applied.
+pub async fn up(options: &PgConnectOptions) -> Result<usize, MigrateError> {
+    let mut connection =
+        PgConnection::connect_with(options).await.map_err(failed("connect to migrate"))?;
+    check_server(&mut connection).await?;
+    if current_version(&mut connection).await? == newest_version() {
+        return Ok(0);
+    }
+
+    // Held by the session, so that it ends with the process at the latest.
+    sqlx::query("select pg_advisory_lock($1)")
+        .bind(LOCK)
+        .execute(&mut connection)
+        .await
+        .map_err(failed("wait for other migrations"))?;
+    // Another process may have done it while this one waited.
+    let from = current_version(&mut connection).await?;
+    if from < 2 {
+        ensure_pgmq(&mut connection, options).await?;
+    }
+    let steps = MIGRATIONS.iter().filter(|step| step.version > from);
+    let mut applied = 0;
+    for step in steps {
+        if let Err(error) = apply(&mut connection, step).await {
+            return Err(explain(&mut connection, error).await);
+        }
+        tracing::info!(migration = step.name, "applied a migration");
+        applied += 1;
+    }
+    connection.close().await.map_err(failed("close the migrating connection"))?;
+    Ok(applied)
+}
+
+/// Checks that the schema is exactly what this build needs, changing nothing.
+///
+/// # Errors
+///
+/// [`MigrateError`] that says what is different.
+pub async fn verify(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    check_server(connection).await?;
+    let found = current_version(connection).await?;
+    if found < newest_version() {
+        return Err(MigrateError::SchemaTooOld { found, needed: newest_version() });
+    }
+    Ok(())
+}
+
+/// Takes the schema back to `version`; 0 removes it, with the queues and all that is in them.
+/// Schema `pgmq` stays. No app may be running.
+///
+/// # Errors
+///
+/// [`MigrateError`]; the steps before the one that failed stay taken back.
+pub async fn down(options: &PgConnectOptions, version: i32) -> Result<usize, MigrateError> {
+    let mut connection =
+        PgConnection::connect_with(options).await.map_err(failed("connect to migrate"))?;
+    sqlx::query("select pg_advisory_lock($1)")
+        .bind(LOCK)
+        .execute(&mut connection)
+        .await
+        .map_err(failed("wait for other migrations"))?;
+    let from = current_version(&mut connection).await?;
+    let mut reverted = 0;
+    for step in MIGRATIONS.iter().rev().filter(|step| step.version <= from && step.version > version) {
+        let wrong = |source| MigrateError::Apply { name: step.name, source };
+        let mut tx = connection.begin().await.map_err(wrong)?;
+        sqlx::raw_sql(step.down).execute(&mut *tx).await.map_err(wrong)?;
+        if step.version > 1 {
+            sqlx::query("delete from core.schema_migrations where version = $1")
+                .bind(step.version)
+                .execute(&mut *tx)
+                .await
+                .map_err(wrong)?;
+        }
+        tx.commit().await.map_err(wrong)?;
+        reverted += 1;
+    }
+    connection.close().await.map_err(failed("close the migrating connection"))?;
+    Ok(reverted)
+}
+
+async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<(), MigrateError> {
+    let wrong = |source| MigrateError::Apply { name: step.name, source };
+    let mut tx = connection.begin().await.map_err(wrong)?;
+    sqlx::raw_sql(step.up).execute(&mut *tx).await.map_err(wrong)?;
+    sqlx::query("insert into core.schema_migrations (version, name) values ($1, $2)")
+        .bind(step.version)
+        .bind(step.name)
+        .execute(&mut *tx)
+        .await
+        .map_err(wrong)?;
+    tx.commit().await.map_err(wrong)
+}
+
+async fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let row = sqlx::query(
+        "select current_setting('server_version_num')::int, current_setting('server_version')",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(failed("ask the server for its version"))?;
+    if row.get::<i32, _>(0) < OLDEST_SERVER {
+        return Err(MigrateError::ServerTooOld { found: row.get(1) });
+    }
+    Ok(())
+}
+
+/// The version of the schema; 0 if there is none.
+async fn current_version(connection: &mut PgConnection) -> Result<i32, MigrateError> {
+    let row = sqlx::query(
+        "select to_regnamespace('core') is not null, to_regclass('core.schema_migrations') is not null",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(failed("look for the schema"))?;
+    match (row.get(0), row.get(1)) {
+        (false, _) => return Ok(0),
+        (true, false) => return Err(MigrateError::ForeignSchema),
+        (true, true) => {}
+    }
+    let found: i32 = sqlx::query_scalar("select coalesce(max(version), 0) from core.schema_migrations")
+        .fetch_one(connection)
+        .await
+        .map_err(failed("read the version of the schema"))?;
+    if found > newest_version() {
+        return Err(MigrateError::SchemaTooNew { found, known: newest_version() });
+    }
+    Ok(found)
+}
+
+/// Makes sure that pgmq is there: as it is, by the extension, or by its SQL.
+async fn ensure_pgmq(
+    connection: &mut PgConnection,
+    options: &PgConnectOptions,
+) -> Result<(), MigrateError> {
+    if let Some(found) = pgmq_version(connection).await? {
+        let mut parts = found.split('.').map(|part| part.parse().unwrap_or(0));
+        let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if version < OLDEST_PGMQ {
+            return Err(MigrateError::PgmqTooOld { found });
+        }
+        return Ok(());
+    }
+    let offered: bool = sqlx::query_scalar(
+        "select exists (select from pg_available_extension_versions
+                        where name = 'pgmq' and string_to_array(version, '.')::int[] >= '{1,8,0}')",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(failed("look for the extension pgmq"))?;
+    if offered {
+        match sqlx::raw_sql("create extension pgmq").execute(&mut *connection).await {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                tracing::info!(%error, "could not create the extension pgmq, installing its SQL instead");
+            }
+        }
+    }
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with(options.clone())
+        .await
+        .map_err(failed("connect to install pgmq"))?;
+    let installed = install_pgmq_sql(&pool).await;
+    pool.close().await;
+    match installed {
+        Ok(()) => Ok(()),
+        Err(error) => Err(explain(connection, error).await),
+    }
+}
+
+async fn install_pgmq_sql(pool: &PgPool) -> Result<(), MigrateError> {
+    pgmq::install::install_sql_from_embedded(pool).await.map_err(MigrateError::Pgmq)
+}
+
+/// The version of pgmq in this database, however it came there.
+async fn pgmq_version(connection: &mut PgConnection) -> Result<Option<String>, MigrateError> {
+    let doing = "look for pgmq";
+    let extension: Option<String> =
+        sqlx::query_scalar("select extversion from pg_extension where extname = 'pgmq'")
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(failed(doing))?;
+    if extension.is_some() {
+        return Ok(extension);
+    }
+    let row = sqlx::query(
+        "select to_regclass('pgmq.__pgmq_migrations') is not null, to_regclass('pgmq.meta') is not null",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(failed(doing))?;
+    match (row.get(0), row.get(1)) {
+        (true, true) => sqlx::query_scalar(
+            "select version from pgmq.__pgmq_migrations
+             order by string_to_array(version, '.')::int[] desc limit 1",
+        )
+        .fetch_optional(connection)
+        .await
+        .map_err(failed(doing)),
+        // Installed by hand from pgmq's SQL, which leaves no version behind. Headers came with 1.5
+        // and every function that is called here is older than 1.8.
+        (false, true) => Ok(Some("1.8.0".to_owned())),
+        _ => Ok(None),
+    }
+}
+
+/// Turns "permission denied" into an error that says whose and where.
+async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateError {
+    let (MigrateError::Apply { source, .. }
+    | MigrateError::Pgmq(pgmq::PgmqError::DatabaseError(source))) = &error
+    else {
+        return error;
+    };
+    if source.as_database_error().and_then(|e| e.code()).as_deref() != Some("42501") {
+        return error;
+    }
+    let names: Result<(String, String), _> =
+        sqlx::query_as("select current_user::text, current_database()::text").fetch_one(connection).await;
+    match (names, error) {
+        (
+            Ok((role, database)),
+            MigrateError::Apply { source, .. }
+            | MigrateError::Pgmq(pgmq::PgmqError::DatabaseError(source)),
+        ) => MigrateError::NotAllowed { role, database, source },
+        (_, error) => error,
+    }
+}
+
+/// A text that changes whenever a migration does; the test kit names its template database by it.
+#[must_use]
+pub fn fingerprint() -> String {
+    // FNV-1a: stable across compilers, and nobody attacks a template's name.
+    let hash = MIGRATIONS
+        .iter()
+        .flat_map(|step| step.up.bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("{hash:016x}")
+}

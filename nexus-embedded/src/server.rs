@@ -1,0 +1,136 @@
+//! A registered use of a shared server.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Options};
+
+/// The database every embedded server has.
+pub const DEFAULT_DATABASE: &str = "nexus";
+
+/// A registered use of an embedded server, which runs at least until this is dropped.
+///
+/// Dropping it takes the registration back and does not wait: the server stops after its grace
+/// time, if nobody else uses it. Keep it for as long as there are connections.
+#[derive(Debug)]
+pub struct Server {
+    pub(crate) binaries: PathBuf,
+    pub(crate) major: u32,
+    pub(crate) data: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) log: PathBuf,
+    pub(crate) started: bool,
+    pub(crate) _registration: Registration,
+}
+
+/// A file in `users/` of the cluster's folder; the watcher keeps the server while one is there.
+#[derive(Debug)]
+pub(crate) struct Registration(pub(crate) PathBuf);
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // If this fails the entry counts until this process ends, which is late but safe.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Server {
+    /// Joins the server that `options` describe, or starts it; creates the cluster if there is none.
+    ///
+    /// Looks at `NEXUS_PG_BIN` and `NEXUS_PG_DATA`, not at `DATABASE_URL`: see [`resolve`](crate::resolve).
+    ///
+    /// Blocks until the server accepts connections: around 20 ms when joining, seconds when the
+    /// cluster must be created first. From async code, call it where blocking is allowed.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]; each says what to do. Nothing is left running that a later call would not join.
+    pub fn start(options: &Options) -> Result<Self, Error> {
+        #[cfg(unix)]
+        return crate::cluster::open(options);
+        #[cfg(not(unix))]
+        {
+            let _ = options;
+            Err(Error::Unsupported)
+        }
+    }
+
+    /// The connection string of one of its databases, such as [`DEFAULT_DATABASE`] or `postgres`.
+    ///
+    /// The database need not exist yet. The string says everything that matters (role, socket,
+    /// port, no TLS), so that `PG*` variables of the environment change none of it.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        let database = percent_encoded(database.as_bytes(), b"");
+        let socket = percent_encoded(self.socket.as_os_str().as_encoded_bytes(), b"/");
+        format!("postgres://nexus@localhost:5432/{database}?host={socket}&sslmode=disable")
+    }
+
+    /// The folder with the programs of the PostgreSQL that was found: `postgres`, mostly `psql` too.
+    ///
+    /// A server that was joined may have been started from another folder with the same major version.
+    #[must_use]
+    pub fn binaries(&self) -> &Path {
+        &self.binaries
+    }
+
+    /// The major version of the server: 15 or higher.
+    #[must_use]
+    pub fn major(&self) -> u32 {
+        self.major
+    }
+
+    /// The data folder of the cluster.
+    #[must_use]
+    pub fn data_folder(&self) -> &Path {
+        &self.data
+    }
+
+    /// What the server logs. Emptied whenever the server starts.
+    #[must_use]
+    pub fn log_file(&self) -> &Path {
+        &self.log
+    }
+
+    /// Whether this call started the server; `false` means that it joined one.
+    #[must_use]
+    pub fn was_started(&self) -> bool {
+        self.started
+    }
+}
+
+/// Leaves only what no part of a connection string gives a meaning to, and the bytes in `keep`.
+fn percent_encoded(bytes: &[u8], keep: &[u8]) -> String {
+    let mut encoded = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            write!(encoded, "%{byte:02X}").expect("writing to a string cannot fail");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_survives_any_database_and_folder() {
+        let server = Server {
+            binaries: PathBuf::new(),
+            major: 18,
+            data: PathBuf::new(),
+            socket: PathBuf::from("/tmp/a b+c&d/ü"),
+            log: PathBuf::new(),
+            started: true,
+            _registration: Registration(PathBuf::new()),
+        };
+        assert_eq!(
+            server.url("my/db?"),
+            "postgres://nexus@localhost:5432/my%2Fdb%3F?host=/tmp/a%20b%2Bc%26d/%C3%BC&sslmode=disable"
+        );
+    }
+}

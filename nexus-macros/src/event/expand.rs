@@ -1,0 +1,84 @@
+//! From what was meant to code; cannot fail.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{quote, quote_spanned};
+use syn::{DeriveInput, ext::IdentExt, spanned::Spanned};
+
+use super::model::{Event, Key};
+
+pub(super) fn expand(event: &Event) -> TokenStream {
+    let Event { ident, event_type, version, key } = event;
+    let name = ident.unraw().to_string();
+    let event_key = key.as_ref().map(event_key);
+    quote! {
+        const _: () = {
+            #[automatically_derived]
+            impl ::nexus::Event for #ident {
+                const META: ::nexus::__private::EventMeta = ::nexus::__private::EventMeta {
+                    event_type: #event_type,
+                    version: #version,
+                    origin: ::nexus::__private::Origin::new(
+                        ::core::concat!(::core::module_path!(), "::", #name),
+                        ::core::file!(),
+                        ::core::line!(),
+                    ),
+                };
+                #event_key
+            }
+
+            #[::nexus::__private::linkme::distributed_slice(::nexus::__private::EVENTS)]
+            #[linkme(crate = ::nexus::__private::linkme)]
+            static REGISTRATION: &'static ::nexus::__private::EventDescriptor =
+                <#ident as ::nexus::Event>::DESCRIPTOR;
+        };
+    }
+}
+
+fn event_key(Key { member, variants }: &Key) -> TokenStream {
+    // A field that cannot be a key is shown where it was chosen: in the attribute.
+    let chosen = member.span().resolved_at(Span::mixed_site());
+    let body = match variants {
+        None => quote_spanned!(chosen=> ::nexus::__private::EventKey::event_key(&self.#member)),
+        Some(variants) => {
+            let arms = variants.iter().map(|variant| {
+                quote_spanned! {chosen=>
+                    Self::#variant { #member: ref key, .. } =>
+                        ::nexus::__private::EventKey::event_key(key),
+                }
+            });
+            // Written with `*` and `ref` because that also compiles for an enum without variants.
+            quote!(match *self { #(#arms)* })
+        }
+    };
+    quote! {
+        fn event_key(&self) -> ::core::option::Option<::std::string::String> {
+            ::core::option::Option::Some(#body)
+        }
+    }
+}
+
+/// An implementation for a type whose derive was refused: nothing registers it, and the program
+/// does not compile anyway, but what uses the type is spared a second error.
+pub(super) fn stub(input: &DeriveInput) -> TokenStream {
+    if matches!(input.data, syn::Data::Union(_)) {
+        return TokenStream::new();
+    }
+    let ident = &input.ident;
+    let (impl_generics, type_generics, where_clause) = input.generics.split_for_impl();
+    let bounds = where_clause.map(|clause| &clause.predicates);
+    let name = ident.unraw().to_string();
+    quote! {
+        #[automatically_derived]
+        impl #impl_generics ::nexus::Event for #ident #type_generics
+        where
+            #ident #type_generics: ::nexus::EventPayload,
+            #bounds
+        {
+            const META: ::nexus::__private::EventMeta = ::nexus::__private::EventMeta {
+                event_type: #name,
+                version: 1,
+                origin: ::nexus::__private::Origin::new(#name, ::core::file!(), ::core::line!()),
+            };
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The rules of functions that become handlers.
+
+use std::time::Duration;
+
+use proc_macro2::Span;
+use quote::ToTokens;
+use syn::{
+    Attribute, FnArg, GenericParam, PathArguments, PathSegment, ReturnType, Signature, Type,
+    TypeReference, ext::IdentExt,
+};
+
+use super::{
+    model::{Argument, Handler, Trigger},
+    parse::{Function, HandlerArguments},
+};
+use crate::{diagnostics::Diagnostics, name};
+
+/// Postgres holds `statement_timeout` in milliseconds as `integer`, which is 24.8 days.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 86_400);
+
+/// What was meant; `None` after a mistake, which is reported. Without a trigger, because that one
+/// is wrong, the rules are checked as for a cron function.
+pub(crate) fn check(
+    function: &Function,
+    options: HandlerArguments,
+    trigger: Option<Trigger>,
+    diagnostics: &mut Diagnostics,
+) -> Option<Handler> {
+    let signature = &function.signature;
+    refuse_second_registration(function, diagnostics);
+    let name = handler_name(function, &options, diagnostics);
+    if let Some(group) = &options.group
+        && let Err(reason) = name::check_name(&group.value())
+    {
+        diagnostics.error(group.span(), format!("group `{}` {reason}", group.value()));
+    }
+    if let Some((at, timeout)) = options.timeout
+        && timeout > LONGEST_TIMEOUT
+    {
+        diagnostics.error(at, "invalid `timeout`: the longest is `24d`");
+    }
+    check_signature(function, diagnostics);
+    let takes_event = matches!(trigger, Some(Trigger::Event));
+    let arguments = check_arguments(function, takes_event, diagnostics);
+    check_output(function, diagnostics);
+    Some(Handler {
+        ident: signature.ident.clone(),
+        visibility: function.visibility.clone(),
+        attributes: function.attributes.iter().filter(|a| concerns_descriptor(a)).cloned().collect(),
+        arguments,
+        output: signature.output.clone(),
+        trigger: trigger?,
+        name,
+        group: options.group.map(|group| group.value()),
+        max_attempts: options.max_attempts,
+        backoff: options.backoff,
+        timeout: options.timeout.map(|(_, timeout)| timeout),
+        concurrency: options.concurrency,
+    })
+}
+
+fn concerns_descriptor(attribute: &Attribute) -> bool {
+    ["cfg", "allow", "expect"].iter().any(|name| attribute.path().is_ident(name))
+}
+
+/// Two attributes on one function would make two descriptors of one name.
+fn refuse_second_registration(function: &Function, diagnostics: &mut Diagnostics) {
+    for attribute in &function.attributes {
+        let last = attribute.path().segments.last();
+        if last.is_some_and(|segment| segment.ident == "handler" || segment.ident == "cron") {
+            diagnostics.error_over(
+                attribute,
+                "a function takes one `#[handler]` or `#[cron]`; for another one write a second function that calls this one",
+            );
+        }
+    }
+}
+
+fn handler_name(
+    function: &Function,
+    options: &HandlerArguments,
+    diagnostics: &mut Diagnostics,
+) -> String {
+    let ident = &function.signature.ident;
+    let (name, at, advice) = match &options.name {
+        Some(literal) => (literal.value(), literal.span(), String::new()),
+        None => (
+            ident.unraw().to_string(),
+            ident.span(),
+            ", so it cannot name the handler; add `name = \"…\"`".to_owned(),
+        ),
+    };
+    if let Err(reason) = name::check_name(&name) {
+        let what = if options.name.is_some() { "handler name" } else { "function name" };
+        diagnostics.error(at, format!("{what} `{name}` {reason}{advice}"));
+    }
+    name
+}
+
+fn check_signature(function: &Function, diagnostics: &mut Diagnostics) {
+    let Function { attribute, signature, .. } = function;
+    if signature.asyncness.is_none() {
+        diagnostics.error(
+            signature.fn_token.span,
+            format!("`{attribute}` functions must be async: write `async fn {}`", signature.ident),
+        );
+    }
+    if let syn::Safety::Unsafe(keyword) = signature.safety {
+        diagnostics.error(
+            keyword.span,
+            format!("`{attribute}` functions cannot be `unsafe`: nexus calls them, and can keep no promises for you"),
+        );
+    }
+    let generics = &signature.generics;
+    if generics.params.iter().any(|param| !matches!(param, GenericParam::Lifetime(_))) {
+        diagnostics.error_over(
+            generics,
+            format!("`{attribute}` functions cannot be generic: a handler is registered once, with concrete types"),
+        );
+    } else if !generics.params.is_empty() {
+        diagnostics.error_over(
+            generics,
+            format!("`{attribute}` functions take no lifetime parameters: arguments are owned, except `&mut Tx`"),
+        );
+    }
+}
+
+fn check_arguments(
+    function: &Function,
+    takes_event: bool,
+    diagnostics: &mut Diagnostics,
+) -> Vec<Argument> {
+    let Function { attribute, signature, .. } = function;
+    if signature.inputs.is_empty() && takes_event {
+        diagnostics.error(
+            parentheses(signature),
+            format!(
+                "a handler needs its event as the first argument: write `async fn {}(event: MyEvent)`",
+                signature.ident
+            ),
+        );
+    }
+    let mut arguments = Vec::new();
+    let mut took_tx = false;
+    for (index, input) in signature.inputs.iter().enumerate() {
+        let typed = match input {
+            FnArg::Typed(typed) => typed,
+            FnArg::Receiver(receiver) => {
+                diagnostics.error_over(
+                    receiver,
+                    format!("`{attribute}` functions are free functions and take no `self`; put shared values in `State<T>`"),
+                );
+                // What follows is not the first argument that was meant.
+                return arguments;
+            }
+        };
+        if let Some(cfg) = typed.attrs.iter().find(|attribute| attribute.path().is_ident("cfg")) {
+            diagnostics.error_over(
+                cfg,
+                format!("`{attribute}` cannot see whether `#[cfg]` keeps this argument; put the `#[cfg]` on two functions"),
+            );
+        }
+        let ty = &*typed.ty;
+        let is_event = takes_event && index == 0;
+        let argument = match (ungrouped(ty), is_event) {
+            (Type::Reference(reference), _) if names_tx(&reference.elem) => {
+                check_tx(reference, is_event, &mut took_tx, diagnostics);
+                Argument::Tx(ty.clone())
+            }
+            (Type::Reference(reference), _) => {
+                refuse_reference(reference, is_event, diagnostics);
+                continue;
+            }
+            (Type::ImplTrait(_), _) => {
+                diagnostics.error_over(
+                    ty,
+                    format!("`{attribute}` functions cannot be generic: name the concrete type of this argument"),
+                );
+                continue;
+            }
+            (owned, _) if names_tx(owned) => {
+                diagnostics.error_over(
+                    ty,
+                    "the transaction is lent to the handler, which cannot keep it: take it as `&mut Tx`",
+                );
+                continue;
+            }
+            (owned, true) => {
+                if let Some(name) = known_extractor(owned) {
+                    diagnostics.error_over(
+                        ty,
+                        format!("the first argument of a handler is its event; put `{name}` after it"),
+                    );
+                    // The event behind it would be reported as no handler argument.
+                    return arguments;
+                }
+                Argument::Event(ty.clone())
+            }
+            (owned, false) => {
+                if !takes_event && let Some(wrapper) = wraps_event(owned) {
+                    diagnostics.error_over(
+                        ty,
+                        format!("a `#[cron]` function is run by the clock and takes no `{wrapper}`; for events write `#[handler]`"),
+                    );
+                    continue;
+                }
+                Argument::Context(ty.clone())
+            }
+        };
+        arguments.push(argument);
+    }
+    arguments
+}
+
+/// From the first parenthesis to the last, as far as the compiler can join them.
+fn parentheses(signature: &Signature) -> Span {
+    signature.paren_token.span.join()
+}
+
+fn check_tx(
+    reference: &TypeReference,
+    is_event: bool,
+    took_tx: &mut bool,
+    diagnostics: &mut Diagnostics,
+) {
+    if reference.mutability.is_none() {
+        diagnostics.error_over(reference, "take the transaction as `&mut Tx`");
+    } else if is_event {
+        diagnostics.error_over(
+            reference,
+            "the first argument of a handler is its event; put the transaction after it",
+        );
+    } else if *took_tx {
+        diagnostics.error_over(
+            reference,
+            "the transaction can be taken only once: there is one per attempt, and it also carries the completion",
+        );
+    }
+    *took_tx = true;
+}
+
+fn refuse_reference(reference: &TypeReference, is_event: bool, diagnostics: &mut Diagnostics) {
+    let element = display(&reference.elem);
+    let message = if is_event {
+        format!("a handler takes its event by value: write `{element}`")
+    } else if reference.mutability.is_some() {
+        format!("only the transaction is taken by `&mut`, as `&mut Tx`; for a shared value write `State<{element}>`")
+    } else if let Some(name) = known_extractor(&reference.elem) {
+        format!("arguments are owned, except `&mut Tx`: write `{element}`, as `{name}` is cheap to clone")
+    } else {
+        format!("arguments are owned, except `&mut Tx`; for a shared value write `State<{element}>`")
+    };
+    diagnostics.error_over(reference, message);
+}
+
+fn check_output(function: &Function, diagnostics: &mut Diagnostics) {
+    if let ReturnType::Type(_, ty) = &function.signature.output
+        && let Type::ImplTrait(_) = ungrouped(ty)
+    {
+        diagnostics.error_over(
+            ty,
+            format!("`{}` functions name their result: `()`, `Emit<E>`, `Option<Emit<E>>` or a `Result` of these", function.attribute),
+        );
+    }
+}
+
+/// A type without the invisible group around a fragment of `macro_rules!`, and without parentheses.
+fn ungrouped(ty: &Type) -> &Type {
+    match ty {
+        Type::Group(group) => ungrouped(&group.elem),
+        Type::Paren(paren) => ungrouped(&paren.elem),
+        other => other,
+    }
+}
+
+fn last_segment(ty: &Type) -> Option<&PathSegment> {
+    match ungrouped(ty) {
+        Type::Path(path) if path.qself.is_none() => path.path.segments.last(),
+        _ => None,
+    }
+}
+
+fn names_tx(ty: &Type) -> bool {
+    last_segment(ty).is_some_and(|last| last.ident == "Tx" && last.arguments.is_none())
+}
+
+/// The name of an argument of ours that nobody calls an event.
+fn known_extractor(ty: &Type) -> Option<String> {
+    let last = last_segment(ty)?;
+    let is_state = last.ident == "State" && is_generic(last);
+    (is_state || last.ident == "Ctx").then(|| display(ty))
+}
+
+fn wraps_event(ty: &Type) -> Option<String> {
+    let last = last_segment(ty)?;
+    ((last.ident == "Envelope" || last.ident == "Batch") && is_generic(last)).then(|| display(ty))
+}
+
+fn is_generic(segment: &PathSegment) -> bool {
+    matches!(segment.arguments, PathArguments::AngleBracketed(_))
+}
+
+/// A type as people write it: without the blanks that its tokens are joined with.
+fn display(ty: &Type) -> String {
+    let mut text = ungrouped(ty).to_token_stream().to_string();
+    for mark in ["::", "<", ">"] {
+        text = text.replace(&format!(" {mark}"), mark).replace(&format!("{mark} "), mark);
+    }
+    text.replace(" ,", ",").replace("& ", "&")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_types_as_they_are_written() {
+        for text in ["Db", "crate::db::Db", "Vec<Option<u8>>", "HashMap<String, u8>", "[u8]"] {
+            assert_eq!(display(&syn::parse_str(text).unwrap()), text);
+        }
+    }
+}

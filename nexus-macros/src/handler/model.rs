@@ -1,0 +1,47 @@
+//! What a `#[handler]` or `#[cron]` function means.
+
+use std::time::Duration;
+
+use proc_macro2::Ident;
+use syn::{Attribute, ReturnType, Type, Visibility};
+
+use crate::duration::Backoff;
+
+pub(crate) struct Handler {
+    pub(super) ident: Ident,
+    pub(super) visibility: Visibility,
+    /// `#[cfg]` and lint levels of the function, which hold for its descriptor too.
+    pub(super) attributes: Vec<Attribute>,
+    pub(super) arguments: Vec<Argument>,
+    pub(super) output: ReturnType,
+    pub(super) trigger: Trigger,
+    pub(super) name: String,
+    pub(super) group: Option<String>,
+    pub(super) max_attempts: Option<u32>,
+    pub(super) backoff: Option<Backoff>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) concurrency: Option<u32>,
+}
+
+/// What makes the function run.
+pub(crate) enum Trigger {
+    /// Events of its first argument's type.
+    Event,
+    Cron(Schedule),
+}
+
+/// A schedule that was checked.
+pub(crate) struct Schedule {
+    pub(crate) expression: String,
+    pub(crate) time_zone: Option<String>,
+}
+
+/// An argument, by where its value comes from.
+pub(super) enum Argument {
+    /// Decoded from the message.
+    Event(Type),
+    /// Made from the context of the attempt.
+    Context(Type),
+    /// The transaction of the attempt.
+    Tx(Type),
+}

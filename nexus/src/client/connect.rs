@@ -1,0 +1,119 @@
+use std::{fmt, str::FromStr, time::Duration};
+
+use nexus_migrations::MigrateError;
+use sqlx::{
+    Executor, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// A Postgres database, by its URL. Never shows the password.
+#[derive(Clone)]
+pub struct Database {
+    options: PgConnectOptions,
+    /// Where the URL came from, for messages.
+    source: String,
+}
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The URL cannot be read.
+    #[error("{source_name} is not a database URL such as postgres://user:password@host:5432/database")]
+    Url {
+        /// Where the URL came from.
+        source_name: String,
+        /// What is wrong with it.
+        source: sqlx::Error,
+    },
+    /// No connection could be made.
+    #[error("{source_name} is set but {target} is not usable: {source}")]
+    Unusable {
+        /// Where the URL came from.
+        source_name: String,
+        /// Host, port and database.
+        target: String,
+        /// What went wrong.
+        source: sqlx::Error,
+    },
+    /// The schema is not what this build needs.
+    #[error(transparent)]
+    Schema(MigrateError),
+    /// The namespace cannot be used.
+    #[error("could not use namespace `{namespace}`: {source}")]
+    Namespace {
+        /// The namespace.
+        namespace: String,
+        /// What the database answered.
+        source: sqlx::Error,
+    },
+}
+
+/// How long to wait for a connection from the pool, or for the server.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Database {
+    /// The database at `url`; `source` says where the URL came from (`DATABASE_URL`).
+    ///
+    /// # Errors
+    ///
+    /// The URL cannot be read.
+    pub fn from_url(url: &str, source: &str) -> Result<Self, ConnectError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| ConnectError::Url { source_name: source.to_owned(), source: error })?;
+        Ok(Self { options: options.application_name("nexus"), source: source.to_owned() })
+    }
+
+    /// Brings the schema to the newest version. An app does this when it starts.
+    ///
+    /// # Errors
+    ///
+    /// The schema could not be brought to the version this build needs.
+    pub async fn migrate(&self) -> Result<(), ConnectError> {
+        // Asked first, so that a server that is away is reported as that.
+        drop(self.pool(1).await?);
+        nexus_migrations::up(&self.options).await.map(drop).map_err(ConnectError::Schema)
+    }
+
+    pub(crate) fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    pub(crate) async fn pool(&self, size: u32) -> Result<PgPool, ConnectError> {
+        PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    // Makes the server notice within a second that we closed a connection, and stop
+                    // the statement that runs on it.
+                    connection.execute("set client_connection_check_interval = '1s'").await?;
+                    Ok(())
+                })
+            })
+            .connect_with(self.options.clone())
+            .await
+            .map_err(|source| self.unusable(source))
+    }
+
+    pub(crate) fn unusable(&self, source: sqlx::Error) -> ConnectError {
+        ConnectError::Unusable { source_name: self.source.clone(), target: self.target(), source }
+    }
+
+    /// Host, port and database, without the password.
+    pub(crate) fn target(&self) -> String {
+        let database = self.options.get_database().unwrap_or(self.options.get_username());
+        match self.options.get_socket() {
+            Some(socket) => format!("{}/{database}", socket.display()),
+            None => {
+                format!("{}:{}/{database}", self.options.get_host(), self.options.get_port())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Database({})", self.target())
+    }
+}

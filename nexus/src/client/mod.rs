@@ -1,0 +1,390 @@
+//! Emitting, and looking after what was emitted.
+//!
+//! - [`Client`] emits events, in a transaction of its own or in yours, and shows and redrives dead
+//!   letters.
+//! - [`Tx`] is a transaction with emits in it.
+//! - `wake` tells workers that there is something to do.
+
+mod connect;
+mod emission;
+mod error;
+mod operate;
+mod tx;
+mod wake;
+
+pub use connect::{ConnectError, Database};
+pub use emission::Emission;
+pub use error::EmitError;
+pub use operate::{DeadLetter, OperateError, Subscription};
+pub use tx::Tx;
+pub(crate) use wake::Bell;
+
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use sqlx::{Acquire, PgConnection, PgPool};
+
+use crate::{
+    event::{Cause, EncodeError, Event, Outgoing},
+    store::{
+        self, Failure,
+        event_log::{self, Completion, Emitter, Plan, Statements, Stored},
+    },
+};
+
+tokio::task_local! {
+    /// The event that the running handler handles; what it emits inherits from it.
+    pub(crate) static CAUSE: Cause;
+}
+
+/// Emits events. Cheap to clone; one for the whole program is enough.
+///
+/// A running app has one (`Ctx::client`, `App`'s handle); a program that only emits makes one with
+/// [`Client::connect`].
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: PgPool,
+    namespace: String,
+    producer: String,
+    limits: Limits,
+    plan: RwLock<Arc<Plan>>,
+    statements: Statements,
+    bell: Bell,
+}
+
+/// What a client holds events to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) payload_bytes: usize,
+    pub(crate) idempotency: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            payload_bytes: 1024 * 1024,
+            idempotency: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// Events in one statement, and their bytes: keeps one message to the server bounded.
+const CHUNK_EVENTS: usize = 1_000;
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+
+/// How often a plan may go out of force while one emit is being stored.
+const PLAN_ATTEMPTS: usize = 10;
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("namespace", &self.inner.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client for a program that only emits, in `namespace`, which is created if it is new.
+    ///
+    /// The schema must be there: start an app first, or call
+    /// [`Database::migrate`](Database::migrate).
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be used, or the namespace cannot name a queue.
+    pub async fn connect(database: &Database, namespace: &str) -> Result<Self, ConnectError> {
+        let pool = database.pool(4).await?;
+        let mut connection =
+            pool.acquire().await.map_err(|source| database.unusable(source))?;
+        nexus_migrations::verify(&mut connection).await.map_err(ConnectError::Schema)?;
+        store::subscriptions::ensure_group(&mut connection, namespace, "default")
+            .await
+            .map_err(|source| ConnectError::Namespace { namespace: namespace.to_owned(), source })?;
+        drop(connection);
+        let bell = Bell::start(database.options().clone(), namespace);
+        let producer = format!("client-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        Ok(Self::new(pool, namespace, &producer, Limits::default(), bell))
+    }
+
+    pub(crate) fn new(
+        pool: PgPool,
+        namespace: &str,
+        producer: &str,
+        limits: Limits,
+        bell: Bell,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                pool,
+                namespace: namespace.to_owned(),
+                producer: producer.to_owned(),
+                limits,
+                // Version -1 is never in force, so the first emit loads the plan.
+                plan: RwLock::new(Arc::new(Plan { version: -1, ..Plan::default() })),
+                statements: Statements::default(),
+                bell,
+            }),
+        }
+    }
+
+    /// The namespace that events are emitted in.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.inner.namespace
+    }
+
+    /// The pool of connections, for statements of your own.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.inner.pool
+    }
+
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.inner.bell
+    }
+
+    /// Emits an event in a transaction of its own; await it for the event's id.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use nexus::prelude::*;
+    /// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+    /// # struct UserCreated { user_id: u64 }
+    /// # async fn example(client: &Client) -> nexus::Result {
+    /// let event_id = client.emit(&UserCreated { user_id: 7 }).await?;
+    /// // With the same key within 24 hours: the same event, stored once.
+    /// client.emit(&UserCreated { user_id: 8 }).idempotency_key("signup-8").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn emit<E: Event>(&self, event: &E) -> Emission<'_> {
+        Emission::new(self, None, self.outgoing(event))
+    }
+
+    /// Emits an event with a transaction of yours: any `sqlx` transaction or connection.
+    ///
+    /// Nobody is woken after your commit, which nexus does not see: workers find the event by
+    /// polling, within the poll interval (250 ms at most by default). [`begin`](Self::begin) wakes.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use nexus::prelude::*;
+    /// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+    /// # struct UserCreated { user_id: u64 }
+    /// # async fn example(client: &Client, pool: sqlx::PgPool) -> nexus::Result {
+    /// let mut tx = pool.begin().await?;
+    /// sqlx::query("insert into users (id) values (7)").execute(&mut *tx).await?;
+    /// client.emit_in(&mut tx, &UserCreated { user_id: 7 }).await?;
+    /// tx.commit().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn emit_in<'a, E: Event>(
+        &'a self,
+        connection: &'a mut PgConnection,
+        event: &E,
+    ) -> Emission<'a> {
+        Emission::new(self, Some(connection), self.outgoing(event))
+    }
+
+    /// Emits several events in one transaction and returns their ids, in order.
+    ///
+    /// # Errors
+    ///
+    /// None of the events was stored.
+    pub async fn emit_all<'a, E: Event>(
+        &self,
+        events: impl IntoIterator<Item = &'a E>,
+    ) -> Result<Vec<i64>, EmitError> {
+        let outgoing: Result<Vec<_>, _> =
+            events.into_iter().map(|event| self.outgoing(event)).collect();
+        self.store(outgoing?).await
+    }
+
+    /// Begins a transaction for your statements and emits. Its commit wakes the workers.
+    ///
+    /// # Errors
+    ///
+    /// No connection could be had.
+    pub async fn begin(&self) -> sqlx::Result<Tx> {
+        let connection = self.inner.pool.acquire().await?;
+        Tx::begin(self, connection, "").await
+    }
+
+    /// The event as it is stored, with what it inherits from the event being handled.
+    pub(crate) fn outgoing<E: Event>(&self, event: &E) -> Result<Outgoing, EncodeError> {
+        let mut outgoing = Outgoing::new(event, self.inner.limits.payload_bytes)?;
+        let _ = CAUSE.try_with(|cause| outgoing.inherit(cause));
+        Ok(outgoing)
+    }
+
+    /// Wakes the workers of these queues, here and in other processes.
+    pub(crate) fn wake(&self, queues: impl IntoIterator<Item = String>) {
+        self.inner.bell.ring(queues);
+    }
+
+    /// Stores events in a transaction of their own.
+    pub(crate) async fn store(&self, events: Vec<Outgoing>) -> Result<Vec<i64>, EmitError> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut connection = self.inner.pool.acquire().await.map_err(EmitError::Connect)?;
+        let mut mended = false;
+        let stored = loop {
+            match self.store_in(&mut connection, events.clone()).await {
+                // A queue or partition that is missing can be made; nothing was stored yet.
+                Err(EmitError::MissingQueue { source }) if !mended => {
+                    tracing::error!(
+                        error = %source, namespace = self.inner.namespace,
+                        "a queue is gone, restoring it empty; what waited in it is still in core.event_log"
+                    );
+                    store::subscriptions::restore_queues(&mut connection, &self.inner.namespace)
+                        .await
+                        .map_err(|source| EmitError::Append { source })?;
+                }
+                Err(EmitError::MissingPartition { .. }) if !mended => {
+                    store::maintenance::ensure_partitions(&mut connection)
+                        .await
+                        .map_err(|source| EmitError::Append { source })?;
+                }
+                other => break other?,
+            }
+            mended = true;
+        };
+        self.wake(stored.queues);
+        Ok(stored.event_ids)
+    }
+
+    /// Stores events on a connection that may be in a transaction; wakes nobody.
+    pub(crate) async fn store_in(
+        &self,
+        connection: &mut PgConnection,
+        mut events: Vec<Outgoing>,
+    ) -> Result<Stored, EmitError> {
+        let repeated = fold_repeated_keys(&mut events)?;
+        let chunks = chunks(&events);
+        let keyed = events.iter().any(|event| event.idempotency_key.is_some());
+        let mut stored = if chunks.len() <= 1 && !keyed {
+            self.store_chunk(connection, &events, None, &[]).await?
+        } else {
+            // All or nothing: a key that was used for another event must not leave half behind.
+            let mut tx = connection.begin().await.map_err(|source| EmitError::Append { source })?;
+            let mut all: Option<Stored> = None;
+            for chunk in chunks {
+                let stored = self.store_chunk(&mut tx, chunk, None, &[]).await?;
+                if let Some(key) = stored.conflict {
+                    return Err(EmitError::KeyUsedForAnotherEvent { key });
+                }
+                match &mut all {
+                    None => all = Some(stored),
+                    Some(all) => {
+                        all.event_ids.extend(stored.event_ids);
+                        all.queues.extend(stored.queues);
+                    }
+                }
+            }
+            tx.commit().await.map_err(EmitError::Commit)?;
+            all.expect("there is at least one chunk")
+        };
+        for (position, first) in repeated {
+            stored.event_ids.insert(position, stored.event_ids[first]);
+        }
+        Ok(stored)
+    }
+
+    /// Stores events and completes messages by one statement, under the plan in force.
+    pub(crate) async fn store_chunk(
+        &self,
+        connection: &mut PgConnection,
+        events: &[Outgoing],
+        completion: Option<Completion<'_>>,
+        source: &[Option<i64>],
+    ) -> Result<Stored, EmitError> {
+        let Inner { namespace, producer, limits, plan, statements, .. } = &*self.inner;
+        let emitter = Emitter {
+            namespace,
+            producer,
+            idempotency_ms: limits.idempotency.as_millis().try_into().unwrap_or(i64::MAX),
+        };
+        for _ in 0..PLAN_ATTEMPTS {
+            let in_force = Arc::clone(&plan.read().unwrap_or_else(PoisonError::into_inner));
+            let stored = event_log::emit(
+                connection, statements, &in_force, emitter, events, completion, source,
+            )
+            .await
+            .map_err(|source| match store::classify(&source) {
+                Failure::MissingTable => EmitError::MissingQueue { source },
+                Failure::MissingPartition => EmitError::MissingPartition { source },
+                _ => EmitError::Append { source },
+            })?;
+            if let Some(stored) = stored {
+                return Ok(stored);
+            }
+            // On the same connection: a transaction with an old snapshot must get the plan that
+            // this snapshot sees.
+            let loaded = Plan::load(connection, namespace)
+                .await
+                .map_err(|source| EmitError::Append { source })?
+                .ok_or_else(|| EmitError::UnknownNamespace { namespace: namespace.clone() })?;
+            *plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+        }
+        Err(EmitError::PlanKeepsChanging)
+    }
+}
+
+/// Takes out events whose idempotency key stands earlier in the same batch. Returns where they
+/// stood, and the position of the first with that key.
+fn fold_repeated_keys(events: &mut Vec<Outgoing>) -> Result<Vec<(usize, usize)>, EmitError> {
+    use std::collections::HashMap;
+
+    if events.iter().filter(|event| event.idempotency_key.is_some()).count() < 2 {
+        return Ok(Vec::new());
+    }
+    let mut first: HashMap<String, usize> = HashMap::new();
+    let mut repeated = Vec::new();
+    let mut kept: Vec<Outgoing> = Vec::with_capacity(events.len());
+    let mut positions = Vec::with_capacity(events.len());
+    for (position, event) in std::mem::take(events).into_iter().enumerate() {
+        if let Some(key) = &event.idempotency_key {
+            if let Some(&at) = first.get(key) {
+                let same: &Outgoing = &kept[at];
+                if same.event_type != event.event_type || same.payload != event.payload {
+                    return Err(EmitError::KeyUsedForAnotherEvent { key: key.clone() });
+                }
+                repeated.push((position, positions[at]));
+                continue;
+            }
+            first.insert(key.clone(), kept.len());
+        }
+        positions.push(position);
+        kept.push(event);
+    }
+    *events = kept;
+    Ok(repeated)
+}
+
+/// Cuts events into what one statement may carry.
+fn chunks(events: &[Outgoing]) -> Vec<&[Outgoing]> {
+    let mut chunks = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, event) in events.iter().enumerate() {
+        if index > start
+            && (index - start == CHUNK_EVENTS || bytes + event.payload.len() > CHUNK_BYTES)
+        {
+            chunks.push(&events[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += event.payload.len();
+    }
+    if start < events.len() {
+        chunks.push(&events[start..]);
+    }
+    chunks
+}

@@ -1,0 +1,144 @@
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+};
+
+use sqlx::{
+    AssertSqlSafe, Postgres, SqlSafeStr,
+    pool::PoolConnection,
+    postgres::{PgConnection, PgTransactionManager},
+};
+// `sqlx::Transaction` cannot give its connection up, which closing it needs, and `sqlx` does not
+// export the trait that counts savepoints.
+use sqlx_core::transaction::TransactionManager;
+
+use super::{Client, EmitError};
+use crate::event::{EncodeError, Event, Outgoing};
+
+/// A transaction: your own statements, emits, and (in a handler) the completion of the message
+/// commit together or not at all.
+///
+/// It derefs to [`PgConnection`], so `sqlx::query(…).execute(&mut **tx)` works. A handler cannot
+/// commit it: `Ok` commits, `Err` rolls back. Outside of handlers it comes from
+/// [`Client::begin`].
+///
+/// Events emitted on it are checked at once and stored by one statement just before the commit;
+/// until then `core.event_log` does not show them, not even to this transaction.
+///
+/// Dropped without a commit (the handler timed out, its lease was lost) its connection is closed,
+/// which makes the server roll back and stop a statement that still runs.
+pub struct Tx {
+    connection: Option<PoolConnection<Postgres>>,
+    client: Client,
+    outgoing: Vec<Outgoing>,
+}
+
+impl Tx {
+    /// Begins; `settings` are sent along with `begin` in the same round trip.
+    pub(crate) async fn begin(
+        client: &Client,
+        mut connection: PoolConnection<Postgres>,
+        settings: &str,
+    ) -> sqlx::Result<Self> {
+        let begin = AssertSqlSafe(format!("begin; {settings}")).into_sql_str();
+        PgTransactionManager::begin(&mut connection, Some(begin)).await?;
+        Ok(Self { connection: Some(connection), client: client.clone(), outgoing: Vec::new() })
+    }
+
+    /// Emits an event with this transaction.
+    ///
+    /// # Errors
+    ///
+    /// The event has no form that can be stored; nothing was sent and the transaction goes on.
+    pub fn emit<E: Event>(&mut self, event: &E) -> Result<(), EncodeError> {
+        let outgoing = self.client.outgoing(event)?;
+        self.outgoing.push(outgoing);
+        Ok(())
+    }
+
+    /// Emits several events with this transaction: all of them, or none after an error.
+    ///
+    /// # Errors
+    ///
+    /// One of the events has no form that can be stored.
+    pub fn emit_all<'a, E: Event>(
+        &mut self,
+        events: impl IntoIterator<Item = &'a E>,
+    ) -> Result<(), EncodeError> {
+        let outgoing: Result<Vec<_>, _> =
+            events.into_iter().map(|event| self.client.outgoing(event)).collect();
+        self.outgoing.extend(outgoing?);
+        Ok(())
+    }
+
+    /// Stores the emitted events and commits.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was stored, unless the source is a lost connection: then the commit may have
+    /// happened.
+    pub async fn commit(mut self) -> Result<(), EmitError> {
+        let outgoing = std::mem::take(&mut self.outgoing);
+        let client = self.client.clone();
+        let receipt = client.store_in(self.connection(), outgoing).await?;
+        self.commit_only().await.map_err(EmitError::Commit)?;
+        client.wake(receipt.queues);
+        Ok(())
+    }
+
+    /// Gives the transaction up; dropping it does the same, but closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// The connection was lost, so that the server rolls back by itself.
+    pub async fn rollback(mut self) -> sqlx::Result<()> {
+        PgTransactionManager::rollback(self.connection()).await?;
+        drop(self.connection.take());
+        Ok(())
+    }
+
+    /// The events emitted so far, which leave the transaction's care.
+    pub(crate) fn take_outgoing(&mut self) -> Vec<Outgoing> {
+        std::mem::take(&mut self.outgoing)
+    }
+
+    pub(crate) async fn commit_only(mut self) -> sqlx::Result<()> {
+        PgTransactionManager::commit(self.connection()).await?;
+        drop(self.connection.take());
+        Ok(())
+    }
+
+    fn connection(&mut self) -> &mut PgConnection {
+        self.connection.as_mut().expect("the connection is taken only when the transaction ends")
+    }
+}
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_ref().expect("the connection is taken only when the transaction ends")
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection()
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            // Closing the socket instead of queueing a rollback: the server may be in the middle
+            // of a statement, which it stops once it notices (`client_connection_check_interval`).
+            drop(connection.detach());
+        }
+    }
+}
+
+impl fmt::Debug for Tx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx").field("outgoing", &self.outgoing.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,127 @@
+//! Telling workers that there is something to do, here at once and elsewhere by a doorbell.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::Notify;
+
+use crate::store::notify;
+
+/// Other processes are told at once when it was quiet, then at most this often.
+const RING_EVERY: Duration = Duration::from_millis(5);
+
+/// How long the doorbell waits before it tries to connect again. Polling covers the gap.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+
+/// Rings the workers of this process, and a doorbell that those of other processes hear.
+#[derive(Debug, Clone)]
+pub(crate) struct Bell {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// The workers of this process, by queue.
+    local: Mutex<HashMap<String, Arc<Notify>>>,
+    /// Queues that other processes have not been told of yet.
+    pending: Mutex<BTreeSet<String>>,
+    has_pending: Notify,
+}
+
+impl Bell {
+    /// Starts the doorbell; it stops when the last clone of the bell is dropped. Must be called
+    /// inside a tokio runtime.
+    pub(crate) fn start(options: PgConnectOptions, namespace: &str) -> Self {
+        let inner = Arc::new(Inner::default());
+        tokio::spawn(doorbell(Arc::downgrade(&inner), options, notify::channel(namespace)));
+        Self { inner }
+    }
+
+    /// What a worker of the queue waits on.
+    pub(crate) fn of(&self, queue: &str) -> Arc<Notify> {
+        let mut local = self.inner.local.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(local.entry(queue.to_owned()).or_default())
+    }
+
+    /// Wakes the queues' workers in this process.
+    pub(crate) fn ring_here(&self, queue: &str) {
+        let local = self.inner.local.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = local.get(queue) {
+            worker.notify_one();
+        }
+    }
+
+    /// Wakes every worker in this process.
+    pub(crate) fn ring_all_here(&self) {
+        let local = self.inner.local.lock().unwrap_or_else(PoisonError::into_inner);
+        for worker in local.values() {
+            worker.notify_one();
+        }
+    }
+
+    /// Wakes the queues' workers here, and soon in every process. Call it after the commit.
+    pub(crate) fn ring(&self, queues: impl IntoIterator<Item = String>) {
+        let mut any = false;
+        for queue in queues {
+            self.ring_here(&queue);
+            self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(queue);
+            any = true;
+        }
+        if any {
+            self.inner.has_pending.notify_one();
+        }
+    }
+}
+
+async fn doorbell(inner: Weak<Inner>, options: PgConnectOptions, channel: String) {
+    let mut connection: Option<PgConnection> = None;
+    loop {
+        // Held weakly while waiting, so that the doorbell ends with the bell.
+        let queues: Vec<String> = {
+            let Some(inner) = inner.upgrade() else { break };
+            let waited =
+                tokio::time::timeout(Duration::from_secs(1), inner.has_pending.notified()).await;
+            if waited.is_err() {
+                continue;
+            }
+            let mut pending = inner.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *pending).into_iter().collect()
+        };
+        if queues.is_empty() {
+            continue;
+        }
+        match ring(&mut connection, &options, &channel, &queues).await {
+            Ok(()) => tokio::time::sleep(RING_EVERY).await,
+            Err(error) => {
+                tracing::debug!(%error, "the doorbell lost its connection, workers poll meanwhile");
+                connection = None;
+                tokio::time::sleep(RECONNECT_AFTER).await;
+            }
+        }
+    }
+    if let Some(connection) = connection {
+        // The session ends either way; closing it properly only spares the server a log line.
+        let _ = connection.close().await;
+    }
+}
+
+async fn ring(
+    connection: &mut Option<PgConnection>,
+    options: &PgConnectOptions,
+    channel: &str,
+    queues: &[String],
+) -> sqlx::Result<()> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => {
+            let mut fresh = PgConnection::connect_with(options).await?;
+            notify::prepare_to_ring(&mut fresh).await?;
+            connection.insert(fresh)
+        }
+    };
+    notify::ring(connection, channel, queues).await
+}

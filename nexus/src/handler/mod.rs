@@ -1,0 +1,19 @@
+//! What user code touches: the arguments a handler can take and the results it can return.
+//!
+//! - arguments: the event first ([`Input`]: `E`, [`Envelope<E>`](crate::Envelope), [`Batch<E>`]),
+//!   then any [`FromContext`] ([`State`], [`Ctx`], [`Tick`]) and at most one [`&mut Tx`](Tx);
+//! - results: `()`, [`Emit<E>`], `Option<Emit<E>>`, or a `Result` of these ([`IntoOutcome`]);
+//! - [`Error`] says whether a failed attempt is worth repeating.
+
+mod context;
+mod error;
+mod input;
+mod outcome;
+
+pub use context::{Context, Ctx, FromContext, Requirements, State, Tick};
+pub(crate) use context::{Shared, StateMap};
+pub use error::{Error, Kind, Result, ResultExt};
+pub(crate) use input::{Delivery, Rejected};
+pub use input::{Batch, Input, Invocation};
+pub use outcome::{Emit, IntoOutcome, Outcome};
+pub use crate::client::Tx;

@@ -1,0 +1,62 @@
+//! What has to be done from time to time, by whichever node gets to it.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr};
+
+use super::micros;
+
+/// Partitions ahead, subscriptions settled, expired rows forgotten; see `core.maintain`.
+pub(crate) async fn maintain(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<()> {
+    sqlx::query("select core.maintain($1)").bind(namespace).execute(connection).await.map(drop)
+}
+
+/// Creates missing partitions of the log.
+pub(crate) async fn ensure_partitions(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("select core.ensure_partitions()").execute(connection).await.map(drop)
+}
+
+/// Drops the partitions that ended longer ago than the retention, while emits go on. Returns their
+/// names. One process at a time; others find nothing to do.
+pub(crate) async fn drop_expired_partitions(
+    connection: &mut PgConnection,
+    retention: Duration,
+) -> sqlx::Result<Vec<String>> {
+    let locked: bool = sqlx::query_scalar(
+        "select pg_try_advisory_lock(hashtextextended('nexus: drop partitions', 0))",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if !locked {
+        return Ok(Vec::new());
+    }
+    let dropped = drop_expired(connection, retention).await;
+    sqlx::query("select pg_advisory_unlock(hashtextextended('nexus: drop partitions', 0))")
+        .execute(connection)
+        .await?;
+    dropped
+}
+
+async fn drop_expired(
+    connection: &mut PgConnection,
+    retention: Duration,
+) -> sqlx::Result<Vec<String>> {
+    let expired: Vec<(String, bool)> = sqlx::query_as(
+        "select name, detach_pending from core.expired_partitions($1 * interval '1 microsecond')",
+    )
+    .bind(micros(retention))
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut dropped = Vec::new();
+    for (name, detach_pending) in expired {
+        // Names come from the catalog and match `event_log_YYYY_MM`. A plain detach would take a
+        // lock that waits for, and then blocks, every emit.
+        let how = if detach_pending { "finalize" } else { "concurrently" };
+        let text = format!("alter table core.event_log detach partition core.{name} {how}");
+        sqlx::raw_sql(AssertSqlSafe(text).into_sql_str()).execute(&mut *connection).await?;
+        let text = format!("drop table core.{name}");
+        sqlx::raw_sql(AssertSqlSafe(text).into_sql_str()).execute(&mut *connection).await?;
+        dropped.push(name);
+    }
+    Ok(dropped)
+}

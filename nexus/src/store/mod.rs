@@ -1,0 +1,115 @@
+//! Every SQL statement of the runtime, a file per table family. Above this room nobody knows SQL.
+//!
+//! - [`event_log`]: append and fan out, partitions.
+//! - [`queue`]: claim, extend, and the verdicts that end an attempt.
+//! - [`dead_letters`]: list and redrive.
+//! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
+//! - [`maintenance`]: what has to be done from time to time.
+//! - [`notify`]: the doorbell.
+//!
+//! Values are bound, never spliced. The names of queues stand in the text of statements; they come
+//! from `core.queue_name` and hold nothing but `a-z`, `0-9` and `_`.
+
+pub(crate) mod dead_letters;
+pub(crate) mod event_log;
+pub(crate) mod maintenance;
+pub(crate) mod nodes;
+pub(crate) mod notify;
+pub(crate) mod queue;
+pub(crate) mod scheduled_tasks;
+pub(crate) mod subscriptions;
+
+use std::error::Error as StdError;
+
+use jiff::Timestamp;
+use sqlx::{
+    Encode, Postgres, Type,
+    encode::IsNull,
+    postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo},
+};
+
+/// JSON text, sent as `jsonb` as it is. `sqlx::types::Json` would parse it again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JsonText<'a>(pub(crate) &'a str);
+
+impl Type<Postgres> for JsonText<'_> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("jsonb")
+    }
+}
+
+impl PgHasArrayType for JsonText<'_> {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("_jsonb")
+    }
+}
+
+impl Encode<'_, Postgres> for JsonText<'_> {
+    fn encode_by_ref(
+        &self,
+        buffer: &mut PgArgumentBuffer,
+    ) -> Result<IsNull, Box<dyn StdError + Send + Sync>> {
+        // The version of jsonb's binary form, which is the text after it.
+        buffer.push(1);
+        buffer.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+/// What a failed statement means for the caller; decided by SQLSTATE, never by text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// A queue's table is gone.
+    MissingTable,
+    /// No partition of the log covers the time.
+    MissingPartition,
+    /// Repeating the statement can help: a lost connection, a deadlock, a server that restarts.
+    Transient,
+    /// It cannot.
+    Final,
+}
+
+pub(crate) fn classify(error: &sqlx::Error) -> Failure {
+    let code = match error {
+        sqlx::Error::Database(error) => error.code(),
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => {
+            return Failure::Transient;
+        }
+        _ => return Failure::Final,
+    };
+    match code.as_deref() {
+        Some("42P01") => Failure::MissingTable,
+        Some("23514") => Failure::MissingPartition,
+        // Connection exceptions, serialization and deadlock, resources, shutdown, read-only after a failover.
+        Some(code)
+            if code.starts_with("08")
+                || code.starts_with("40")
+                || code.starts_with("53")
+                || code.starts_with("57")
+                || code == "25006"
+                || code == "55P03" =>
+        {
+            Failure::Transient
+        }
+        _ => Failure::Final,
+    }
+}
+
+/// The table of a queue, for the text of a statement.
+pub(crate) fn table(queue: &str) -> String {
+    debug_assert!(
+        queue.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+        "{queue} is not the name of a queue"
+    );
+    format!("pgmq.q_{queue}")
+}
+
+/// A time read as microseconds since 1970 (`extract(epoch from …) * 1000000`).
+pub(crate) fn timestamp(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX)
+}
+
+/// A duration in microseconds, to be bound as `$n * interval '1 microsecond'`.
+pub(crate) fn micros(duration: std::time::Duration) -> i64 {
+    duration.as_micros().try_into().unwrap_or(i64::MAX / 2)
+}

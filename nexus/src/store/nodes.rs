@@ -1,0 +1,160 @@
+//! Nodes and builds: who runs which version of which app.
+
+use serde_json::Value;
+use sqlx::{PgConnection, Row};
+
+use super::JsonText;
+
+/// A node as it registers.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) node_id: String,
+    pub(crate) namespace: String,
+    pub(crate) app: String,
+    pub(crate) build_id: String,
+    pub(crate) program: String,
+    pub(crate) display_name: Option<String>,
+    pub(crate) description: Option<String>,
+    pub(crate) metadata: Value,
+    pub(crate) handlers: Value,
+}
+
+/// A live node of the same app that is another program.
+pub(crate) async fn other_program(
+    connection: &mut PgConnection,
+    node: &Node,
+) -> sqlx::Result<Option<(String, String)>> {
+    sqlx::query_as(
+        "select node_id, program from core.nodes
+         where namespace = $1 and app = $2 and program <> $3 and core.is_live(last_heartbeat)
+         order by registered_at limit 1",
+    )
+    .bind(&node.namespace)
+    .bind(&node.app)
+    .bind(&node.program)
+    .fetch_optional(connection)
+    .await
+}
+
+/// The namespace of a live node with this id elsewhere; ids are unique in the database.
+pub(crate) async fn same_id_elsewhere(
+    connection: &mut PgConnection,
+    node: &Node,
+) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar(
+        "select namespace from core.nodes
+         where node_id = $1 and namespace <> $2 and core.is_live(last_heartbeat)",
+    )
+    .bind(&node.node_id)
+    .bind(&node.namespace)
+    .fetch_optional(connection)
+    .await
+}
+
+/// Whether a live build appeared after this one, so that this one does not define the app. Notes
+/// when the build appeared first.
+pub(crate) async fn is_superseded(
+    connection: &mut PgConnection,
+    node: &Node,
+) -> sqlx::Result<bool> {
+    sqlx::query(
+        "insert into core.builds (namespace, app, build_id) values ($1, $2, $3) on conflict do nothing",
+    )
+    .bind(&node.namespace)
+    .bind(&node.app)
+    .bind(&node.build_id)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query_scalar(
+        "select exists (
+             select from core.builds mine
+             join core.builds other using (namespace, app)
+             join core.nodes n using (namespace, app)
+             where mine.namespace = $1 and mine.app = $2 and mine.build_id = $3
+               and other.build_id <> mine.build_id and other.first_seen_at > mine.first_seen_at
+               and n.build_id = other.build_id and core.is_live(n.last_heartbeat))",
+    )
+    .bind(&node.namespace)
+    .bind(&node.app)
+    .bind(&node.build_id)
+    .fetch_one(connection)
+    .await
+}
+
+/// Registers a boot of the node and returns its epoch, which fences the boot before.
+pub(crate) async fn register(connection: &mut PgConnection, node: &Node) -> sqlx::Result<i64> {
+    let metadata = node.metadata.to_string();
+    let handlers = node.handlers.to_string();
+    sqlx::query_scalar(
+        "insert into core.nodes as n
+             (node_id, namespace, app, build_id, program, display_name, description, metadata, handlers)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         on conflict (node_id) do update
+             set namespace = excluded.namespace, app = excluded.app, build_id = excluded.build_id,
+                 program = excluded.program, display_name = excluded.display_name,
+                 description = excluded.description, metadata = excluded.metadata,
+                 handlers = excluded.handlers, registered_at = core.now(),
+                 last_heartbeat = core.now(), epoch = n.epoch + 1
+         returning epoch",
+    )
+    .bind(&node.node_id)
+    .bind(&node.namespace)
+    .bind(&node.app)
+    .bind(&node.build_id)
+    .bind(&node.program)
+    .bind(&node.display_name)
+    .bind(&node.description)
+    .bind(JsonText(&metadata))
+    .bind(JsonText(&handlers))
+    .fetch_one(connection)
+    .await
+}
+
+/// What a heartbeat found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beat {
+    /// The node is registered.
+    Alive,
+    /// A newer boot has taken the node's id.
+    Fenced,
+    /// The row is gone, taken for dead and removed.
+    Forgotten,
+}
+
+/// Says that the node is alive, unless a newer boot has taken its id.
+pub(crate) async fn beat(
+    connection: &mut PgConnection,
+    node_id: &str,
+    epoch: i64,
+) -> sqlx::Result<Beat> {
+    let row = sqlx::query(
+        "with b as (
+             update core.nodes set last_heartbeat = core.now()
+             where node_id = $1 and epoch = $2 returning 1
+         )
+         select exists (select from b), exists (select from core.nodes where node_id = $1)",
+    )
+    .bind(node_id)
+    .bind(epoch)
+    .fetch_one(connection)
+    .await?;
+    Ok(match (row.get(0), row.get(1)) {
+        (true, _) => Beat::Alive,
+        (false, true) => Beat::Fenced,
+        (false, false) => Beat::Forgotten,
+    })
+}
+
+/// Forgets a node that has stopped, unless a newer boot has taken its id.
+pub(crate) async fn deregister(
+    connection: &mut PgConnection,
+    node_id: &str,
+    epoch: i64,
+) -> sqlx::Result<()> {
+    sqlx::query("delete from core.nodes where node_id = $1 and epoch = $2")
+        .bind(node_id)
+        .bind(epoch)
+        .execute(connection)
+        .await
+        .map(drop)
+}

@@ -1,0 +1,302 @@
+//! The life of a message in its queue: claimed, extended, and ended by a verdict.
+//!
+//! Every verdict is fenced by (`msg_id`, `read_ct`): the count grows with each claim, so a worker
+//! whose lease ended and whose message was claimed again changes nothing, and sees that.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
+
+use super::{JsonText, micros, table};
+
+/// A handler with room for more messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Want {
+    pub(crate) handler: String,
+    pub(crate) event_version: u32,
+    pub(crate) slots: i32,
+    /// Nothing that is due can be older than this (microseconds since 1970): skips the dead rows
+    /// that a long transaction keeps at the head of the index.
+    pub(crate) not_before_micros: i64,
+}
+
+/// A claimed message.
+#[derive(Debug, Clone)]
+pub(crate) struct Claimed {
+    pub(crate) msg_id: i64,
+    pub(crate) read_ct: i32,
+    pub(crate) enqueued_at_micros: i64,
+    /// `None` if the body is over the size limit; it was not sent then.
+    pub(crate) body: Option<String>,
+    pub(crate) headers: String,
+}
+
+/// What a claim brought, and when, by the clock of the database.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    pub(crate) messages: Vec<Claimed>,
+    pub(crate) at_micros: i64,
+}
+
+/// How often a message may lose its lease without a verdict before it is claimed alone.
+pub(crate) const SUSPECT_AFTER: i32 = 2;
+
+/// Claims due messages of the wanted handlers, each up to its free slots, oldest first.
+///
+/// With `suspects` only messages that have lost their lease [`SUSPECT_AFTER`] times or more, which
+/// the ordinary claim leaves alone.
+pub(crate) async fn claim(
+    connection: &mut PgConnection,
+    queue: &str,
+    wants: &[Want],
+    suspects: bool,
+    lease: Duration,
+    max_body_bytes: i32,
+) -> sqlx::Result<Claims> {
+    // `= any (array(…))` cannot turn into a hash join with a sequential scan when the cached plan
+    // was made for an empty table. An abandoned message is one that was read before, and whose last
+    // reader left no verdict behind.
+    let text = format!(
+        "update {table} q
+         set vt = core.now() + $6 * interval '1 microsecond',
+             read_ct = q.read_ct + 1,
+             last_read_at = core.now(),
+             headers = case
+                 when q.read_ct = 0 then q.headers
+                 when q.headers ? 'settled' then q.headers - 'settled'
+                 else q.headers || jsonb_build_object('abandoned', coalesce((q.headers ->> 'abandoned')::int, 0) + 1)
+             end
+         where q.msg_id = any (array(
+             select c.msg_id
+             from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
+             cross join lateral (
+                 select m.msg_id from {table} m
+                 where m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
+                   and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond'
+                   and m.vt <= core.now()
+                   and (coalesce((m.headers ->> 'abandoned')::int, 0) >= {SUSPECT_AFTER}) = $5
+                 order by m.vt, m.msg_id
+                 limit w.slots
+                 for update skip locked
+             ) c
+         ))
+         returning q.msg_id, q.read_ct, (extract(epoch from q.enqueued_at) * 1000000)::bigint,
+             case when pg_column_size(q.message) > 2000 and octet_length(q.message::text) > $7 then null
+                  else q.message::text end,
+             q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint",
+        table = table(queue)
+    );
+    let handlers: Vec<&str> = wants.iter().map(|want| want.handler.as_str()).collect();
+    let versions: Vec<String> = wants.iter().map(|want| want.event_version.to_string()).collect();
+    let slots: Vec<i32> = wants.iter().map(|want| want.slots).collect();
+    let not_before: Vec<i64> = wants.iter().map(|want| want.not_before_micros).collect();
+    let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
+        .bind(handlers)
+        .bind(versions)
+        .bind(slots)
+        .bind(not_before)
+        .bind(suspects)
+        .bind(micros(lease))
+        .bind(max_body_bytes)
+        .fetch_all(connection)
+        .await?;
+    let mut claims = Claims::default();
+    for row in rows {
+        claims.at_micros = row.get(5);
+        claims.messages.push(Claimed {
+            msg_id: row.get(0),
+            read_ct: row.get(1),
+            enqueued_at_micros: row.get(2),
+            body: row.get(3),
+            headers: row.get(4),
+        });
+    }
+    // `returning` promises no order.
+    claims.messages.sort_unstable_by_key(|message| message.msg_id);
+    Ok(claims)
+}
+
+/// Prepares a connection for [`claim`].
+pub(crate) async fn prepare_to_claim(connection: &mut PgConnection) -> sqlx::Result<()> {
+    // A queue is often empty when it is analyzed; the plan made then must not be a sequential scan.
+    sqlx::raw_sql("set enable_seqscan = off").execute(connection).await.map(drop)
+}
+
+/// Extends leases and returns the messages that are still ours.
+///
+/// `skip locked`, because a completion that is not committed yet would hold up all the others. What
+/// it skips is not returned either: it is being ended by us or was taken from us.
+pub(crate) async fn extend(
+    connection: &mut PgConnection,
+    queue: &str,
+    msg_ids: &[i64],
+    read_cts: &[i32],
+    lease: Duration,
+) -> sqlx::Result<Vec<i64>> {
+    let text = format!(
+        "update {table} q
+         set vt = core.now() + $3 * interval '1 microsecond'
+         where q.msg_id = any (array(
+             select m.msg_id
+             from unnest($1::bigint[], $2::int[]) as u (msg_id, read_ct)
+             join {table} m on m.msg_id = u.msg_id and m.read_ct = u.read_ct
+             for update of m skip locked
+         ))
+         returning q.msg_id",
+        table = table(queue)
+    );
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(msg_ids)
+        .bind(read_cts)
+        .bind(micros(lease))
+        .fetch_all(connection)
+        .await
+}
+
+/// Which of the messages somebody else has claimed since, or that are gone.
+pub(crate) async fn lost(
+    connection: &mut PgConnection,
+    queue: &str,
+    msg_ids: &[i64],
+    read_cts: &[i32],
+) -> sqlx::Result<Vec<i64>> {
+    let text = format!(
+        "select u.msg_id
+         from unnest($1::bigint[], $2::int[]) as u (msg_id, read_ct)
+         where not exists (
+             select from {table} m where m.msg_id = u.msg_id and m.read_ct = u.read_ct)",
+        table = table(queue)
+    );
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(msg_ids)
+        .bind(read_cts)
+        .fetch_all(connection)
+        .await
+}
+
+/// Ends attempts successfully: deletes the messages and returns those that were still ours.
+pub(crate) async fn complete(
+    connection: &mut PgConnection,
+    queue: &str,
+    msg_ids: &[i64],
+    read_cts: &[i32],
+) -> sqlx::Result<Vec<i64>> {
+    let text = format!(
+        "delete from {table} q
+         using unnest($1::bigint[], $2::int[]) as c (msg_id, read_ct)
+         where q.msg_id = c.msg_id and q.read_ct = c.read_ct
+         returning q.msg_id",
+        table = table(queue)
+    );
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(msg_ids)
+        .bind(read_cts)
+        .fetch_all(connection)
+        .await
+}
+
+/// A message that goes back to its queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Release {
+    pub(crate) msg_id: i64,
+    pub(crate) read_ct: i32,
+    pub(crate) delay: Duration,
+    /// Replaces `attempts` and `errors`, as [`failure_headers`] makes it; `None` leaves them (snoozed, given back).
+    pub(crate) failure: Option<Value>,
+}
+
+/// The headers that remember failed attempts. The newest ten errors are kept.
+pub(crate) fn failure_headers(attempts: u32, errors: &[crate::event::PastError]) -> Value {
+    let newest = &errors[errors.len().saturating_sub(10)..];
+    json!({ "attempts": attempts, "errors": newest })
+}
+
+/// Gives messages back to the queue: a retry, a snooze, or unstarted work at shutdown. Returns those
+/// that were still ours.
+pub(crate) async fn release(
+    connection: &mut PgConnection,
+    queue: &str,
+    releases: &[Release],
+) -> sqlx::Result<Vec<i64>> {
+    // `settled` says that the claim before the next one left a verdict: it was not abandoned.
+    let text = format!(
+        "update {table} q
+         set vt = core.now() + r.delay * interval '1 microsecond',
+             headers = q.headers || r.patch || '{{\"settled\": true}}'
+         from unnest($1::bigint[], $2::int[], $3::bigint[], $4::jsonb[]) as r (msg_id, read_ct, delay, patch)
+         where q.msg_id = r.msg_id and q.read_ct = r.read_ct
+         returning q.msg_id",
+        table = table(queue)
+    );
+    let patches: Vec<String> = releases
+        .iter()
+        .map(|release| release.failure.as_ref().map_or_else(|| "{}".to_owned(), Value::to_string))
+        .collect();
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(releases.iter().map(|release| release.msg_id).collect::<Vec<_>>())
+        .bind(releases.iter().map(|release| release.read_ct).collect::<Vec<_>>())
+        .bind(releases.iter().map(|release| micros(release.delay)).collect::<Vec<_>>())
+        .bind(patches.iter().map(|patch| JsonText(patch)).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await
+}
+
+/// A message that will not be tried again by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Burial {
+    pub(crate) msg_id: i64,
+    pub(crate) read_ct: i32,
+    pub(crate) reason: &'static str,
+    pub(crate) error: String,
+    pub(crate) attempts: u32,
+    pub(crate) errors: Vec<crate::event::PastError>,
+}
+
+/// Moves a message to the dead letters of its queue; false if it was no longer ours.
+pub(crate) async fn dead_letter(
+    connection: &mut PgConnection,
+    queue: &str,
+    burial: &Burial,
+) -> sqlx::Result<bool> {
+    let errors = json!(burial.errors).to_string();
+    sqlx::query_scalar("select core.dead_letter($1, $2, $3, $4, $5, $6, $7)")
+        .bind(queue)
+        .bind(burial.msg_id)
+        .bind(burial.read_ct)
+        .bind(burial.reason)
+        .bind(&burial.error)
+        .bind(i32::try_from(burial.attempts).unwrap_or(i32::MAX))
+        .bind(JsonText(&errors))
+        .fetch_one(connection)
+        .await
+}
+
+/// A message of a foreign program that was taken in or refused.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    pub(crate) msg_id: i64,
+    pub(crate) event_id: Option<i64>,
+    pub(crate) refused: Option<String>,
+}
+
+/// Adopts messages without our headers; see `core.adopt`.
+pub(crate) async fn adopt(
+    connection: &mut PgConnection,
+    namespace: &str,
+    queue: &str,
+    limit: i32,
+    max_body_bytes: i32,
+) -> sqlx::Result<Vec<Adopted>> {
+    let rows = sqlx::query("select msg_id, event_id, refused from core.adopt($1, $2, $3, $4)")
+        .bind(namespace)
+        .bind(queue)
+        .bind(limit)
+        .bind(max_body_bytes)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Adopted { msg_id: row.get(0), event_id: row.get(1), refused: row.get(2) })
+        .collect())
+}

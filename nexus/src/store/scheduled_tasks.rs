@@ -1,0 +1,172 @@
+//! Scheduled tasks and their ticks.
+
+use sqlx::{PgConnection, Row, types::Uuid};
+
+use super::timestamp;
+
+/// A task as a build declares it.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskRow {
+    pub(crate) name: String,
+    pub(crate) expression: String,
+    pub(crate) time_zone: Option<String>,
+    pub(crate) event_type: String,
+    pub(crate) next_run_at_micros: i64,
+}
+
+/// A task of this name that another live app declares.
+pub(crate) async fn other_app(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    names: &[String],
+) -> sqlx::Result<Option<(String, String)>> {
+    sqlx::query_as(
+        "select t.name, t.app from core.scheduled_tasks t
+         where t.namespace = $1 and t.app <> $2 and t.name = any ($3) and t.active
+           and exists (select from core.nodes n
+                       where n.namespace = t.namespace and n.app = t.app and core.is_live(n.last_heartbeat))
+         limit 1",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(names)
+    .fetch_optional(connection)
+    .await
+}
+
+/// Makes the app's tasks what its build declares: adds, changes, and deactivates what is gone. A
+/// task whose schedule did not change keeps its next run.
+pub(crate) async fn declare(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    tasks: &[TaskRow],
+) -> sqlx::Result<()> {
+    let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+    sqlx::query(
+        "update core.scheduled_tasks set active = false, updated_at = core.now()
+         where namespace = $1 and app = $2 and active and name <> all ($3)",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(&names)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "insert into core.scheduled_tasks as t
+             (namespace, app, name, cron_expression, timezone, event_type, payload, next_run_at)
+         select $1, $2, d.name, d.expression, d.timezone, d.event_type, 'null',
+                timestamptz 'epoch' + d.next_run_at * interval '1 microsecond'
+         from unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
+             as d (name, expression, timezone, event_type, next_run_at)
+         on conflict (namespace, name) do update
+             set app = excluded.app, cron_expression = excluded.cron_expression,
+                 timezone = excluded.timezone, event_type = excluded.event_type, active = true,
+                 next_run_at = excluded.next_run_at, updated_at = core.now()
+             where (t.app, t.cron_expression, t.timezone, t.event_type, t.active)
+                 is distinct from (excluded.app, excluded.cron_expression, excluded.timezone, excluded.event_type, true)",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(&names)
+    .bind(tasks.iter().map(|task| task.expression.as_str()).collect::<Vec<_>>())
+    .bind(tasks.iter().map(|task| task.time_zone.as_deref()).collect::<Vec<_>>())
+    .bind(tasks.iter().map(|task| task.event_type.as_str()).collect::<Vec<_>>())
+    .bind(tasks.iter().map(|task| task.next_run_at_micros).collect::<Vec<_>>())
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// A task that is due.
+#[derive(Debug)]
+pub(crate) struct Due {
+    pub(crate) task_id: Uuid,
+    pub(crate) name: String,
+    pub(crate) expression: String,
+    pub(crate) time_zone: Option<String>,
+    pub(crate) due_at: jiff::Timestamp,
+    pub(crate) now: jiff::Timestamp,
+}
+
+/// Locks due tasks until the transaction ends; those that another node has locked are skipped.
+pub(crate) async fn lock_due(
+    connection: &mut PgConnection,
+    namespace: &str,
+    limit: i64,
+) -> sqlx::Result<Vec<Due>> {
+    let rows = sqlx::query(
+        "select task_id, name, cron_expression, timezone,
+                (extract(epoch from coalesce(next_run_at, core.now())) * 1000000)::bigint,
+                (extract(epoch from core.now()) * 1000000)::bigint
+         from core.scheduled_tasks
+         where namespace = $1 and active and scheduler = 'nexus'
+           and (next_run_at is null or next_run_at <= core.now())
+         order by next_run_at limit $2 for update skip locked",
+    )
+    .bind(namespace)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Due {
+            task_id: row.get(0),
+            name: row.get(1),
+            expression: row.get(2),
+            time_zone: row.get(3),
+            due_at: timestamp(row.get(4)),
+            now: timestamp(row.get(5)),
+        })
+        .collect())
+}
+
+/// Emits the tick, unless it was fired before, and sets when the task is due next.
+pub(crate) async fn fire(
+    connection: &mut PgConnection,
+    task_id: Uuid,
+    due_at: jiff::Timestamp,
+    next_run_at: jiff::Timestamp,
+) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar(
+        "select core.fire_tick($1, timestamptz 'epoch' + $2 * interval '1 microsecond',
+                               timestamptz 'epoch' + $3 * interval '1 microsecond')",
+    )
+    .bind(task_id)
+    .bind(due_at.as_microsecond())
+    .bind(next_run_at.as_microsecond())
+    .fetch_one(connection)
+    .await
+}
+
+/// Stops a task that cannot be computed, so that it is not found due again and again.
+pub(crate) async fn deactivate(connection: &mut PgConnection, task_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query("update core.scheduled_tasks set active = false, updated_at = core.now() where task_id = $1")
+        .bind(task_id)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Microseconds until the next task is due, by the clock of the database; `None` without tasks.
+pub(crate) async fn until_next(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar(
+        "select (extract(epoch from min(next_run_at) - core.now()) * 1000000)::bigint
+         from core.scheduled_tasks where namespace = $1 and active and scheduler = 'nexus'",
+    )
+    .bind(namespace)
+    .fetch_one(connection)
+    .await
+}
+
+/// The time, by the clock of the database.
+pub(crate) async fn now(connection: &mut PgConnection) -> sqlx::Result<jiff::Timestamp> {
+    sqlx::query_scalar("select (extract(epoch from core.now()) * 1000000)::bigint")
+        .fetch_one(connection)
+        .await
+        .map(timestamp)
+}

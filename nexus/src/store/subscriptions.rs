@@ -1,0 +1,215 @@
+//! Groups, event types and subscriptions: what an app declares.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
+
+use super::{JsonText, table};
+
+/// Creates the group's queues if they are missing and returns the queue's name.
+pub(crate) async fn ensure_group(
+    connection: &mut PgConnection,
+    namespace: &str,
+    group: &str,
+) -> sqlx::Result<String> {
+    sqlx::query_scalar("select core.ensure_group($1, $2)")
+        .bind(namespace)
+        .bind(group)
+        .fetch_one(connection)
+        .await
+}
+
+/// Restores every queue of the namespace whose table is gone.
+pub(crate) async fn restore_queues(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "select core.ensure_group(namespace, group_name) from core.groups where namespace = $1",
+    )
+    .bind(namespace)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Serializes registrations of a namespace until the transaction ends.
+pub(crate) async fn lock(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<()> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('nexus: register ' || $1, 0))")
+        .bind(namespace)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// An app's declaration of an event type.
+#[derive(Debug, Clone)]
+pub(crate) struct EventTypeRow {
+    pub(crate) event_type: String,
+    pub(crate) version: u32,
+    pub(crate) schema: String,
+    pub(crate) fingerprint: String,
+}
+
+/// The live app that declares one of the event types with another schema.
+pub(crate) async fn other_declaration(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    event_types: &[EventTypeRow],
+) -> sqlx::Result<Option<(String, i32, String)>> {
+    sqlx::query_as(
+        "select t.event_type, t.version, t.app
+         from unnest($3::text[], $4::int[], $5::text[]) as m (event_type, version, fingerprint)
+         join core.event_types t using (event_type, version)
+         where t.namespace = $1 and t.app <> $2 and t.fingerprint <> m.fingerprint
+           and exists (select from core.nodes n
+                       where n.namespace = t.namespace and n.app = t.app and core.is_live(n.last_heartbeat))
+         order by 1, 2 limit 1",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(event_types.iter().map(|row| row.event_type.as_str()).collect::<Vec<_>>())
+    .bind(event_types.iter().map(|row| i32::try_from(row.version).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+    .bind(event_types.iter().map(|row| row.fingerprint.as_str()).collect::<Vec<_>>())
+    .fetch_optional(connection)
+    .await
+}
+
+/// Stores what the app says its event types are.
+pub(crate) async fn declare_event_types(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    event_types: &[EventTypeRow],
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "insert into core.event_types as t (namespace, app, event_type, version, schema, fingerprint)
+         select $1, $2, * from unnest($3::text[], $4::int[], $5::jsonb[], $6::text[])
+         on conflict (namespace, event_type, version, app) do update
+             set schema = excluded.schema, fingerprint = excluded.fingerprint, registered_at = core.now()
+             where t.fingerprint <> excluded.fingerprint",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(event_types.iter().map(|row| row.event_type.as_str()).collect::<Vec<_>>())
+    .bind(event_types.iter().map(|row| i32::try_from(row.version).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+    .bind(event_types.iter().map(|row| JsonText(&row.schema)).collect::<Vec<_>>())
+    .bind(event_types.iter().map(|row| row.fingerprint.as_str()).collect::<Vec<_>>())
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// A handler that another live app declares for another event type: (group, handler, event type, app).
+pub(crate) async fn other_handler(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    handlers: &Value,
+) -> sqlx::Result<Option<(String, String, String, String)>> {
+    let handlers = handlers.to_string();
+    sqlx::query_as(
+        "select s.group_name, s.handler, s.event_type, s.app
+         from jsonb_array_elements($3) h
+         join core.subscriptions s
+             on s.namespace = $1 and s.group_name = h ->> 'group' and s.handler = h ->> 'handler'
+         where s.app <> $2 and s.event_type <> h ->> 'eventType'
+           and exists (select from core.nodes n
+                       where n.namespace = s.namespace and n.app = s.app and core.is_live(n.last_heartbeat))
+         order by 1, 2 limit 1",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(JsonText(&handlers))
+    .fetch_optional(connection)
+    .await
+}
+
+/// Registers the handlers' subscriptions; see `core.subscribe`.
+pub(crate) async fn subscribe(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    handlers: &Value,
+) -> sqlx::Result<()> {
+    let handlers = handlers.to_string();
+    sqlx::query("select core.subscribe($1, $2, $3)")
+        .bind(namespace)
+        .bind(app)
+        .bind(JsonText(&handlers))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// A subscription and whether anybody can serve it.
+#[derive(Debug)]
+pub(crate) struct SubscriptionRow {
+    pub(crate) subscription_id: i64,
+    pub(crate) group: String,
+    pub(crate) handler: String,
+    pub(crate) event_type: String,
+    pub(crate) app: String,
+    pub(crate) queue: String,
+    pub(crate) is_live: bool,
+}
+
+/// All subscriptions of the namespace.
+pub(crate) async fn list(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<SubscriptionRow>> {
+    let rows = sqlx::query(
+        "select s.subscription_id, s.group_name, s.handler, s.event_type, s.app, s.queue_name,
+                exists (
+                    select from core.nodes n
+                    where n.namespace = s.namespace and core.is_live(n.last_heartbeat)
+                      and n.handlers @> jsonb_build_array(jsonb_build_object('group', s.group_name, 'handler', s.handler)))
+         from core.subscriptions s
+         where s.namespace = $1
+         order by s.group_name, s.handler",
+    )
+    .bind(namespace)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| SubscriptionRow {
+            subscription_id: row.get(0),
+            group: row.get(1),
+            handler: row.get(2),
+            event_type: row.get(3),
+            app: row.get(4),
+            queue: row.get(5),
+            is_live: row.get(6),
+        })
+        .collect())
+}
+
+/// How many messages wait for a handler, and whether any of them is due.
+pub(crate) async fn waiting(
+    connection: &mut PgConnection,
+    queue: &str,
+    handler: &str,
+) -> sqlx::Result<i64> {
+    let text = format!(
+        "select count(*) from {table} where headers ->> 'handler' = $1",
+        table = table(queue)
+    );
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str()).bind(handler).fetch_one(connection).await
+}
+
+/// The queue of a group, if the group exists.
+pub(crate) async fn queue_of(
+    connection: &mut PgConnection,
+    namespace: &str,
+    group: &str,
+) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar(
+        "select queue_name from core.groups where namespace = $1 and group_name = $2",
+    )
+    .bind(namespace)
+    .bind(group)
+    .fetch_optional(connection)
+    .await
+}

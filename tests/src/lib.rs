@@ -1,0 +1,1 @@
+//! Fault helpers of the nexus test suites.

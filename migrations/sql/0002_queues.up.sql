@@ -27,6 +27,10 @@ begin
         execute format(
             'create index %I on pgmq.%I ((headers ->> ''handler''), (headers ->> ''eventVersion''), vt, msg_id)',
             q || '_vt_idx', q);
+        -- The few messages that lost their lease repeatedly and have to be run alone.
+        execute format(
+            'create index if not exists %I on pgmq.%I (msg_id) where (headers ->> ''abandoned'')::int >= 2',
+            q || '_suspect_idx', q);
         execute format(
             'alter table pgmq.%I set (fillfactor = 70, autovacuum_vacuum_scale_factor = 0,
                  autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,

@@ -29,7 +29,7 @@ const LAST_LINES: usize = 8;
 
 pub(crate) fn open(options: &Options) -> Result<Server, Error> {
     let binaries = discovery::find(options)?;
-    let place = Place::locate(options, binaries.major)?;
+    let mut place = Place::locate(options, binaries.major)?;
     let lock = place.lock()?;
     let registration = register(&place)?;
     watcher::settle(&place, &registration, || {

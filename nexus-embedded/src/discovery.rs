@@ -145,19 +145,22 @@ fn major_of(version: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     /// A folder whose `postgres` says that it is this version.
     fn fake(version: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder for a test");
         for program in ["initdb", "postgres"] {
-            let path = folder.path().join(program);
-            fs::write(
-                &path,
-                format!("#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n"),
-            )
-            .and_then(|()| fs::set_permissions(&path, PermissionsExt::from_mode(0o755)))
-            .expect("a program for a test");
+            // In a process of its own: a child that another test starts while the file is open
+            // for writing would make it busy.
+            let status = std::process::Command::new("/bin/sh")
+                .args([
+                    "-c",
+                    "printf '#!/bin/sh\\necho \"%s\"\\n' \"$1\" >\"$0\" && chmod 755 \"$0\"",
+                ])
+                .arg(folder.path().join(program))
+                .arg(format!("postgres (PostgreSQL) {version}"))
+                .status();
+            assert!(status.expect("there is a shell").success());
         }
         folder
     }

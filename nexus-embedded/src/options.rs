@@ -17,6 +17,7 @@ use std::time::Duration;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Options {
+    #[cfg_attr(not(unix), expect(dead_code, reason = "there is no server to choose"))]
     pub(crate) profile: Profile,
     pub(crate) data_folder: Option<PathBuf>,
     pub(crate) grace: Duration,

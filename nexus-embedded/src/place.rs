@@ -2,19 +2,23 @@
 //!
 //! ```text
 //! <base>/<major>/       of this user; as root, the server's user may pass through but not write
-//!   lock                held while the cluster is created, joined, started
+//!   lock                held while the cluster is created, joined, started; holds the <key>
 //!   users/              an empty file for each use: <pid>-<start of the process>-<n>
 //!   watcher             who watches which server
 //!   stopping            the watcher is about to stop the server
 //!   log                 of the server, which holds a lock on it for as long as it runs
-//!   data/  socket/      of the server's user, closed to others
+//!   data/ socket-<key>/ of the server's user, closed to others
 //! ```
+//!
+//! The key differs each time the folder is made anew. A server whose folder was deleted removes its
+//! socket when it ends, and must not remove that of the server that took its place.
 //!
 //! As root, nothing that root writes lies in a folder another user can write.
 
 use std::env;
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,6 +30,8 @@ use crate::{Error, Options};
 /// The port is part of the socket's name only.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
 const LONGEST_SOCKET_PATH: usize = 103;
+/// As long as every key.
+const NO_KEY: &str = "0000";
 const SHARED_MEMORY: &str = "/dev/shm";
 const SHARED_MEMORY_NEEDED: u64 = 1 << 30;
 
@@ -34,6 +40,7 @@ const SHARED_MEMORY_NEEDED: u64 = 1 << 30;
 pub(crate) struct Place {
     /// Absolute and without symbolic links, so that it compares equal to what processes report.
     folder: PathBuf,
+    /// Where the socket is, once the place was locked; until then without its key.
     pub(crate) socket: PathBuf,
     pub(crate) account: Option<Account>,
 }
@@ -109,7 +116,7 @@ impl Place {
     }
 
     /// Waits until nobody else creates, joins or starts this cluster. Dropping the file ends it.
-    pub(crate) fn lock(&self) -> Result<File, Error> {
+    pub(crate) fn lock(&mut self) -> Result<File, Error> {
         let path = self.folder.join("lock");
         loop {
             let file = open_private(&path)?;
@@ -122,6 +129,7 @@ impl Place {
             if fs::metadata(&path)
                 .is_ok_and(|found| (found.dev(), found.ino()) == (locked.dev(), locked.ino()))
             {
+                self.socket = with_key(&self.socket, &key_in(&file, &path)?);
                 return Ok(file);
             }
             own_folder(&self.folder, locked.uid())?;
@@ -247,8 +255,32 @@ fn has_shared_memory() -> bool {
     free_kib.is_some_and(|kib| kib >= SHARED_MEMORY_NEEDED / 1024)
 }
 
-fn check_socket_path(folder: &Path) -> Result<(), Error> {
-    let length = folder.join(SOCKET_NAME).as_os_str().len();
+/// The key of the cluster whose lock is `file`.
+fn key_in(mut file: &File, path: &Path) -> Result<String, Error> {
+    let attempt = || format!("read or write {}", path.display());
+    let mut key = String::new();
+    file.read_to_string(&mut key)
+        .map_err(Error::io(attempt()))?;
+    if key.len() != NO_KEY.len() {
+        // It is new, or whoever made it was killed before it had written the key.
+        let random = RandomState::new().build_hasher().finish();
+        key = format!("{:04x}", random & 0xffff);
+        file.set_len(0)
+            .and_then(|()| file.write_all(key.as_bytes()))
+            .map_err(Error::io(attempt()))?;
+    }
+    Ok(key)
+}
+
+fn with_key(socket: &Path, key: &str) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push("-");
+    path.push(key);
+    path.into()
+}
+
+fn check_socket_path(socket: &Path) -> Result<(), Error> {
+    let length = with_key(socket, NO_KEY).join(SOCKET_NAME).as_os_str().len();
     if length > LONGEST_SOCKET_PATH {
         return Err(Error::SocketPath { length });
     }
@@ -283,6 +315,7 @@ fn create(path: &Path, mode: u32) -> Result<(), Error> {
 fn open_private(path: &Path) -> Result<File, Error> {
     File::options()
         .create(true)
+        .read(true)
         .append(true)
         .mode(0o600)
         .open(path)
@@ -317,12 +350,13 @@ mod tests {
 
     #[test]
     fn a_socket_path_of_103_bytes_is_the_longest() {
-        let folder = |length: usize| {
-            PathBuf::from(format!("/{}", "a".repeat(length - SOCKET_NAME.len() - 2)))
+        let socket = |length: usize| {
+            let rest = "/".len() + "-0000/".len() + SOCKET_NAME.len();
+            PathBuf::from(format!("/{}", "a".repeat(length - rest)))
         };
-        assert!(check_socket_path(&folder(103)).is_ok());
+        assert!(check_socket_path(&socket(103)).is_ok());
         assert_eq!(
-            check_socket_path(&folder(104))
+            check_socket_path(&socket(104))
                 .expect_err("it is too long")
                 .to_string(),
             "socket path is 104 bytes, the limit is 103: set NEXUS_PG_DATA to a shorter folder"

@@ -6,10 +6,11 @@
 //! the server is gone, and users come one at a time, under the cluster's lock. When a watcher dies
 //! the next user clears up behind it and starts another.
 
-use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use std::{os::unix::process::CommandExt, path::Path, thread};
+use std::{fs, io, thread};
 
 use crate::Error;
 use crate::account;
@@ -86,10 +87,7 @@ pub(crate) fn settle(
                     asked = true;
                 }
                 Some(_) => {}
-                None => {
-                    return fs::remove_file(place.stopping())
-                        .map_err(Error::io(format!("remove {}", place.stopping().display())));
-                }
+                None => remove_mark(place)?,
             }
         }
         if Instant::now() > deadline {
@@ -101,6 +99,17 @@ pub(crate) fn settle(
         thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+fn remove_mark(place: &Place) -> Result<(), Error> {
+    match fs::remove_file(place.stopping()) {
+        // The watcher ended in the right order after all: first the mark, then itself.
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Io {
+            attempt: format!("remove {}", place.stopping().display()),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The watcher that is alive, and the server it watches.

@@ -55,9 +55,9 @@ check_folder() {
     elif [ -d "$folder" ]; then
         return
     fi
-    # The folder was deleted, perhaps made anew. So nobody can find this server, it has no data to
-    # save, and its orderly end would remove the socket of the server that took its place.
-    kill -KILL "$server"
+    # The folder was deleted, perhaps made anew. Nobody can find this server any more, and it has
+    # no data to save.
+    kill -QUIT "$server"
     exit
 }
 

@@ -93,7 +93,7 @@ fn a_socket_path_that_is_too_long() {
         .expect("it was created")
         .as_os_str()
         .len()
-        + "/15/socket/.s.PGSQL.5432".len();
+        + "/15/socket-0000/.s.PGSQL.5432".len();
     assert_eq!(
         error.to_string(),
         format!(

@@ -5,14 +5,14 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::{
-    Folder, eventually, is_alive, is_root, may, other_process, other_process_in, query, spawn,
-    wrapped,
+    Folder, eventually, is_alive, is_root, make_program, may, other_process, other_process_in,
+    query, spawn, wrapped,
 };
 
 /// A user that is not root and has no part in these tests.
@@ -82,9 +82,15 @@ fn the_server_is_of_this_user_or_as_root_of_another_and_closed_to_the_rest() {
         cluster.mode() & 0o777,
         if is_root() { 0o711 } else { 0o700 }
     );
-    for name in ["data", "socket"] {
-        let found = fs::metadata(folder.cluster().join(name)).expect("it exists");
-        assert_eq!((found.uid(), found.mode() & 0o777), (uid, 0o700), "{name}");
+    let url = server.url("nexus");
+    let socket = url.split(['=', '&']).nth(1).expect("a folder");
+    for path in [server.data_folder(), Path::new(socket)] {
+        let found = fs::metadata(path).expect("it exists");
+        assert_eq!(
+            (found.uid(), found.mode() & 0o777),
+            (uid, 0o700),
+            "{path:?}"
+        );
     }
     assert_eq!(
         query(&server, "select current_user || ' ' || current_database()"),
@@ -165,12 +171,8 @@ impl Home {
     fn new(project: &str) -> Self {
         let folder = Folder::new();
         let program = folder.path().join("program");
-        fs::copy(
-            std::env::current_exe().expect("this is a program"),
-            &program,
-        )
-        .expect("a program");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+        let own = std::env::current_exe().expect("this is a program");
+        make_program("cat \"$1\"", own.as_os_str(), &program);
         let project = folder.path().join(project);
         fs::create_dir_all(project.join("src/deep")).expect("a project");
         fs::write(project.join("Cargo.lock"), "").expect("a project");
@@ -200,7 +202,10 @@ impl Home {
 /// Waits for the server of a cluster that is not in a test's own folder.
 fn wait_until_stopped(cluster: &Path) {
     let text = fs::read_to_string(cluster.join("watcher")).expect("there is a watcher");
-    let server = text.split_whitespace().nth(2).and_then(|pid| pid.parse().ok());
+    let server = text
+        .split_whitespace()
+        .nth(2)
+        .and_then(|pid| pid.parse().ok());
     let server = server.expect("a pid");
     eventually("the server has stopped", || !is_alive(server));
 }

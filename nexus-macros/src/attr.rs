@@ -47,8 +47,8 @@ pub(crate) struct Arguments {
     /// The string in front.
     pub(crate) leading: Option<LitStr>,
     options: Vec<(Ident, Value)>,
-    /// An unknown option was answered with a hint.
-    pub(crate) hinted: bool,
+    /// The string in front is missing, but what stands in its place was reported already.
+    pub(crate) excused: bool,
 }
 
 /// What was written behind the `=`; never empty.
@@ -58,7 +58,7 @@ struct Value {
 
 impl Arguments {
     pub(crate) fn none(accepted: &'static Accepted) -> Self {
-        Self { accepted, leading: None, options: Vec::new(), hinted: false }
+        Self { accepted, leading: None, options: Vec::new(), excused: false }
     }
 
     /// Takes the arguments apart, and reports what is not understood, unknown or given twice.
@@ -94,10 +94,34 @@ impl Arguments {
                         _ => self.report_no_option(&part, diagnostics),
                     }
                 }
+                // A constant, a number or a call where the leading string belongs.
+                [first, rest @ ..] if self.misses_leading(index, first, rest) => {
+                    self.excused = true;
+                    diagnostics.error_over(
+                        part.iter().cloned().collect::<TokenStream>(),
+                        format!(
+                            "the cron expression of `{}` is a string literal, so that it can be checked while compiling",
+                            self.accepted.attribute
+                        ),
+                    );
+                }
                 [TokenTree::Ident(key), rest @ ..] => self.add(key, rest, diagnostics),
                 _ => self.report_no_option(&part, diagnostics),
             }
         }
+    }
+
+    fn misses_leading(&self, index: usize, first: &TokenTree, rest: &[TokenTree]) -> bool {
+        let assigns = matches!(rest, [TokenTree::Punct(mark), ..] if mark.as_char() == '=');
+        let is_option = match first {
+            TokenTree::Ident(key) => self.is_known(&key.unraw().to_string()),
+            _ => false,
+        };
+        self.accepted.leading_text && index == 0 && !assigns && !is_option
+    }
+
+    fn is_known(&self, name: &str) -> bool {
+        self.accepted.options.iter().any(|(known, _)| *known == name)
     }
 
     fn add(&mut self, key: &Ident, rest: &[TokenTree], diagnostics: &mut Diagnostics) {
@@ -105,7 +129,7 @@ impl Arguments {
         let name = key.unraw().to_string();
         let Some((_, example)) = self.accepted.options.iter().find(|(known, _)| *known == name)
         else {
-            self.hinted |= self.hint(&name).is_some();
+            self.excused |= self.hint(&name).is_some();
             diagnostics.error(key.span(), self.unknown(&name));
             return;
         };
@@ -224,14 +248,14 @@ impl Arguments {
         };
         let number = number.filter(|number| range.contains(number));
         if number.is_none() {
-            diagnostics.error_over(
-                &value,
-                format!(
-                    "option `{name}` must be from {} to {}, not {written}",
-                    range.start(),
-                    range.end()
-                ),
-            );
+            let is_small = written.starts_with('-') || written == "0";
+            let bound = if is_small {
+                format!("at least {}", range.start())
+            } else {
+                format!("at most {}", range.end())
+            };
+            diagnostics
+                .error_over(&value, format!("option `{name}` must be {bound}, not {written}"));
         }
         number
     }

@@ -38,6 +38,16 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Why `name` cannot be the name of a `#[cron]` function: its ticks are events of the type
+/// `tick.<app>.<name>`.
+pub(crate) fn check_cron_name(name: &str) -> Result<(), String> {
+    check_name(name)?;
+    if is_segment(name) {
+        return Ok(());
+    }
+    Err("is no part of an event type, such as its ticks have; use words of `a-z` and `0-9`, joined by single `_`".to_owned())
+}
+
 /// The event type that a type's name stands for: `UserCreated` is `user.created`, `HTTPServerDown`
 /// is `http.server.down`.
 pub(crate) fn event_type_of(type_name: &str) -> Option<String> {
@@ -142,5 +152,7 @@ mod tests {
             assert!(check_name(name).unwrap_err().contains(part), "{name}");
         }
         assert_eq!(check_name("Billing-2"), Ok(()));
+        assert!(check_cron_name("clean-up").unwrap_err().contains("is no part of an event type"));
+        assert_eq!(check_cron_name("clean_up"), Ok(()));
     }
 }

@@ -1,14 +1,24 @@
 //! Typed events for Rust on the Postgres you already run.
 
-pub mod client;
 pub mod event;
 pub mod handler;
+pub mod client;
+pub mod app;
+mod config;
+mod retry;
 #[doc(hidden)]
 pub mod registry;
+mod runtime;
+mod schedule;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
-pub use client::Client;
+pub use app::{App, Handle, StartError, run, start};
+pub use client::{Client, Database, EmitError};
 pub use event::{Envelope, EnvelopeMeta, Event, EventPayload};
+pub use jiff;
+pub use retry::RetryPolicy;
 pub use handler::{Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx};
 #[cfg(feature = "macros")]
 pub use nexus_macros::{Event, cron, handler};
@@ -16,7 +26,7 @@ pub use nexus_macros::{Event, cron, handler};
 /// What nearly every file of an app needs.
 pub mod prelude {
     pub use crate::{
-        Batch, Client, Ctx, Emit, Envelope, Event, ResultExt, State, Tick, Tx,
+        App, Batch, Client, Ctx, Emit, Envelope, Event, ResultExt, State, Tick, Tx,
     };
     #[cfg(feature = "macros")]
     pub use crate::{cron, handler};

@@ -149,12 +149,8 @@ impl Folder {
             let path = folder.join(program);
             let script = if program == name { first } else { "" };
             let real = real.join(program);
-            fs::write(
-                &path,
-                format!("#!/bin/sh\n{script}\nexec '{}' \"$@\"\n", real.display()),
-            )
-            .expect("a script");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a program");
+            let script = format!("#!/bin/sh\n{script}\nexec '{}' \"$@\"", real.display());
+            make_program("printf '%s\\n' \"$1\"", script.as_ref(), &path);
         }
         folder
     }
@@ -177,6 +173,20 @@ impl Drop for Folder {
 pub(crate) fn real_binaries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| Folder::new().start().binaries().to_owned())
+}
+
+/// Makes a program of what the shell command `print` prints for `argument`.
+///
+/// Not in this process: a child that another test starts at the wrong moment would have the file
+/// open for writing, and a program that is open for writing cannot be run.
+pub(crate) fn make_program(print: &str, argument: &OsStr, path: &Path) {
+    let status = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(format!("{print} >\"$0\" && chmod 755 \"$0\""))
+        .arg(path)
+        .arg(argument)
+        .status();
+    assert!(status.expect("there is a shell").success());
 }
 
 /// Kills a process that the test started.

@@ -42,8 +42,7 @@ pub(super) fn schedule(
     let expression = match arguments.leading.take() {
         Some(literal) => check_expression(&literal, diagnostics),
         None => {
-            // An expression under a wrong name was reported with this advice already.
-            if !arguments.hinted {
+            if !arguments.excused {
                 diagnostics.error(
                     Span::call_site(),
                     "`#[cron]` needs its expression: write `#[cron(\"*/5 * * * *\")]` for every five minutes",

@@ -36,7 +36,7 @@ pub(super) fn expand(event: &Event) -> TokenStream {
 
 fn event_key(Key { member, variants }: &Key) -> TokenStream {
     // A field that cannot be a key is shown where it was chosen: in the attribute.
-    let chosen = member.span().resolved_at(Span::mixed_site());
+    let chosen = member.span().resolved_at(Span::call_site());
     let body = match variants {
         None => quote_spanned!(chosen=> ::nexus::__private::EventKey::event_key(&self.#member)),
         Some(variants) => {

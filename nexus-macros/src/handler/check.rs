@@ -28,7 +28,9 @@ pub(crate) fn check(
 ) -> Option<Handler> {
     let signature = &function.signature;
     refuse_second_registration(function, diagnostics);
-    let name = handler_name(function, &options, diagnostics);
+    let takes_event = matches!(trigger, Some(Trigger::Event));
+    let check_name = if takes_event { name::check_name } else { name::check_cron_name };
+    let name = handler_name(function, &options, check_name, diagnostics);
     if let Some(group) = &options.group
         && let Err(reason) = name::check_name(&group.value())
     {
@@ -40,7 +42,6 @@ pub(crate) fn check(
         diagnostics.error(at, "invalid `timeout`: the longest is `24d`");
     }
     check_signature(function, diagnostics);
-    let takes_event = matches!(trigger, Some(Trigger::Event));
     let arguments = check_arguments(function, takes_event, diagnostics);
     check_output(function, diagnostics);
     Some(Handler {
@@ -79,6 +80,7 @@ fn refuse_second_registration(function: &Function, diagnostics: &mut Diagnostics
 fn handler_name(
     function: &Function,
     options: &HandlerArguments,
+    check_name: fn(&str) -> Result<(), String>,
     diagnostics: &mut Diagnostics,
 ) -> String {
     let ident = &function.signature.ident;
@@ -90,7 +92,7 @@ fn handler_name(
             ", so it cannot name the handler; add `name = \"…\"`".to_owned(),
         ),
     };
-    if let Err(reason) = name::check_name(&name) {
+    if let Err(reason) = check_name(&name) {
         let what = if options.name.is_some() { "handler name" } else { "function name" };
         diagnostics.error(at, format!("{what} `{name}` {reason}{advice}"));
     }
@@ -186,10 +188,13 @@ fn check_arguments(
                 continue;
             }
             (owned, true) => {
-                if let Some(name) = known_extractor(owned) {
+                if is_surely_no_event(owned) {
                     diagnostics.error_over(
                         ty,
-                        format!("the first argument of a handler is its event; put `{name}` after it"),
+                        format!(
+                            "the first argument of a handler is its event; put `{}` after it",
+                            display(owned)
+                        ),
                     );
                     // The event behind it would be reported as no handler argument.
                     return arguments;
@@ -245,8 +250,8 @@ fn refuse_reference(reference: &TypeReference, is_event: bool, diagnostics: &mut
         format!("a handler takes its event by value: write `{element}`")
     } else if reference.mutability.is_some() {
         format!("only the transaction is taken by `&mut`, as `&mut Tx`; for a shared value write `State<{element}>`")
-    } else if let Some(name) = known_extractor(&reference.elem) {
-        format!("arguments are owned, except `&mut Tx`: write `{element}`, as `{name}` is cheap to clone")
+    } else if is_extractor(&reference.elem) {
+        format!("arguments are owned, except `&mut Tx`: write `{element}`")
     } else {
         format!("arguments are owned, except `&mut Tx`; for a shared value write `State<{element}>`")
     };
@@ -284,11 +289,16 @@ fn names_tx(ty: &Type) -> bool {
     last_segment(ty).is_some_and(|last| last.ident == "Tx" && last.arguments.is_none())
 }
 
-/// The name of an argument of ours that nobody calls an event.
-fn known_extractor(ty: &Type) -> Option<String> {
-    let last = last_segment(ty)?;
-    let is_state = last.ident == "State" && is_generic(last);
-    (is_state || last.ident == "Ctx").then(|| display(ty))
+/// Whether a type has the name of an argument of ours that no event can have, or nobody gives to one.
+fn is_surely_no_event(ty: &Type) -> bool {
+    last_segment(ty)
+        .is_some_and(|last| last.ident == "Ctx" || last.ident == "State" && is_generic(last))
+}
+
+/// Whether a type has the name of an argument of ours; an event may have it too.
+fn is_extractor(ty: &Type) -> bool {
+    let is_named = |name: &&str| last_segment(ty).is_some_and(|last| last.ident == name);
+    is_surely_no_event(ty) || ["Client", "Tick"].iter().any(is_named)
 }
 
 fn wraps_event(ty: &Type) -> Option<String> {

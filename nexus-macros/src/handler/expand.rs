@@ -38,6 +38,8 @@ pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
     let requires = requires(arguments);
     let call = call(handler);
     quote! {
+        // A handler is async even if it has nothing to wait for.
+        #[allow(clippy::unused_async)]
         #function
 
         #(#attributes)*
@@ -108,9 +110,7 @@ fn trigger_expression(trigger: &Trigger, arguments: &[Argument]) -> TokenStream 
             let ty = event_type(arguments);
             let at = ty.map_or_else(Span::mixed_site, at);
             quote_spanned! {at=>
-                ::nexus::__private::Trigger::Event(
-                    <<#ty as ::nexus::__private::Input>::Event as ::nexus::Event>::DESCRIPTOR,
-                )
+                ::nexus::__private::Trigger::Event(<#ty as ::nexus::__private::Input>::EVENT)
             }
         }
         Trigger::Cron(schedule) => {

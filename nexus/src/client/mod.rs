@@ -124,8 +124,7 @@ impl Client {
                 namespace: namespace.to_owned(),
                 producer: producer.to_owned(),
                 limits,
-                // Version -1 is never in force, so the first emit loads the plan.
-                plan: RwLock::new(Arc::new(Plan { version: -1, ..Plan::default() })),
+                plan: RwLock::new(Arc::new(Plan::never_in_force())),
                 statements: Statements::default(),
                 bell,
             }),

@@ -167,6 +167,12 @@ impl EnvelopeMeta {
         &self.headers.errors
     }
 
+    /// The subscription that the delivery is for.
+    #[must_use]
+    pub fn subscription_id(&self) -> i64 {
+        self.headers.subscription
+    }
+
     /// The id of the message in its pgmq queue. A redriven message gets a new one; use
     /// [`delivery_key`](Self::delivery_key) to recognise a delivery.
     #[must_use]

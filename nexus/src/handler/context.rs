@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{Error, Result};
 use crate::{
     client::Client,
-    event::{EnvelopeMeta, Origin},
+    event::EnvelopeMeta,
 };
 
 /// What a handler may take after its event.
@@ -22,7 +22,7 @@ use crate::{
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler argument",
     label = "not a handler argument",
-    note = "exactly one event, as the first argument; after it `State<T>`, `Ctx`, `Client`, or `&mut Tx`",
+    note = "a handler takes its event first, then any of `State<T>`, `Ctx`, `Client` and `&mut Tx`; a `#[cron]` function takes no event",
     note = "for a shared value write `State<{Self}>` and register it with `App::state`"
 )]
 pub trait FromContext: Sized + Send {
@@ -195,12 +195,11 @@ impl FromContext for Tick {
 pub struct Requirements {
     pub(crate) states: Vec<(TypeId, &'static str)>,
     pub(crate) tick: bool,
-    pub(crate) origin: Origin,
 }
 
 impl Requirements {
-    pub(crate) fn new(origin: Origin) -> Self {
-        Self { states: Vec::new(), tick: false, origin }
+    pub(crate) fn new() -> Self {
+        Self { states: Vec::new(), tick: false }
     }
 
     /// `App::state` must have been called with a `T`.

@@ -1,14 +1,14 @@
 use std::{ops::Deref, sync::Arc, vec};
 
 use super::{Context, Error, Result, Tx};
-use crate::event::{Envelope, EnvelopeMeta, Event};
+use crate::event::{Envelope, EnvelopeMeta, Event, EventDescriptor};
 
 /// What a handler's first argument may be: `E`, [`Envelope<E>`] or [`Batch<E>`] of an event `E`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the first argument of a handler",
     label = "expected `E`, `Envelope<E>` or `Batch<E>` of an event `E`",
     note = "the first argument of a handler is the event; everything else comes after it",
-    note = "if `{Self}` is meant to be the event, add `#[derive(Event, Serialize, Deserialize, JsonSchema)]` to it"
+    note = "an event is a type with `#[derive(Event, Serialize, Deserialize, JsonSchema)]`"
 )]
 pub trait Input: Sized + Send {
     /// The event the handler subscribes to.
@@ -16,6 +16,10 @@ pub trait Input: Sized + Send {
 
     /// Whether the handler takes many messages at once.
     const BATCH: bool = false;
+
+    /// The event's descriptor, so that generated code names an argument's type for one trait only.
+    #[doc(hidden)]
+    const EVENT: &'static EventDescriptor = <Self::Event as Event>::DESCRIPTOR;
 
     /// Decodes the invocation's messages.
     ///

@@ -97,12 +97,12 @@ impl<E: Event> IntoOutcome for Option<Emit<E>> {
     note = "implement `std::error::Error` for `{Self}`, or return `nexus::Result`, whose error takes others by `?`"
 )]
 #[doc(hidden)]
-pub trait Failure: Into<Error> {}
+pub trait HandlerError: Into<Error> {}
 
 #[diagnostic::do_not_recommend]
-impl<E: Into<Error>> Failure for E {}
+impl<E: Into<Error>> HandlerError for E {}
 
-impl<T: Success, E: Failure> IntoOutcome for std::result::Result<T, E> {
+impl<T: Success, E: HandlerError> IntoOutcome for std::result::Result<T, E> {
     fn into_outcome(self) -> Result<Outcome> {
         self.map_err(Into::into).and_then(Success::into_outcome)
     }

@@ -4,9 +4,12 @@
 //! fit together is found by `validate`, all of it at once, before anything runs.
 
 mod collect;
+mod validate;
 
 pub(crate) use collect::{events, handlers};
 pub use collect::{EVENTS, HANDLERS};
+pub(crate) use validate::{tick_event_type, validate};
+pub use validate::{Problem, Problems};
 
 use std::time::Duration;
 
@@ -35,6 +38,16 @@ pub struct HandlerDescriptor {
     /// Adds what the arguments need, such as the types of `State<T>`.
     pub requires: fn(&mut Requirements),
     pub call: for<'a> fn(&'a mut Invocation) -> BoxFuture<'a, Result<Outcome>>,
+}
+
+impl HandlerDescriptor {
+    /// The trigger in a form that changes when its meaning does.
+    pub(crate) fn trigger_text(&self) -> (&'static str, Option<&'static str>) {
+        match &self.trigger {
+            Trigger::Event(event) => (event.meta.event_type, None),
+            Trigger::Cron(cron) => (cron.expression, cron.time_zone),
+        }
+    }
 }
 
 /// What makes a handler run.

@@ -12,13 +12,18 @@ use super::{JsonText, table};
 use crate::event::Outgoing;
 
 /// Which queues each event type goes to, as of one version of the namespace's subscriptions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) version: i64,
+    version: i64,
     queues: HashMap<String, BTreeSet<String>>,
 }
 
 impl Plan {
+    /// What a client starts with: its first emit loads the plan.
+    pub(crate) fn never_in_force() -> Self {
+        Self { version: -1, queues: HashMap::new() }
+    }
+
     /// The plan that is in force, or `None` if the namespace is not known.
     pub(crate) async fn load(
         connection: &mut PgConnection,

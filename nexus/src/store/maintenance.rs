@@ -60,3 +60,14 @@ async fn drop_expired(
     }
     Ok(dropped)
 }
+
+/// Delivers what new subscriptions are still owed; see `core.settle_subscriptions`.
+pub(crate) async fn settle_subscriptions(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<i32> {
+    sqlx::query_scalar("select core.settle_subscriptions($1)")
+        .bind(namespace)
+        .fetch_one(connection)
+        .await
+}

@@ -158,3 +158,18 @@ pub(crate) async fn deregister(
         .await
         .map(drop)
 }
+
+/// Puts back the row of a node that was taken for dead and removed, under the epoch it has.
+pub(crate) async fn restore(
+    connection: &mut PgConnection,
+    node: &Node,
+    epoch: i64,
+) -> sqlx::Result<()> {
+    register(connection, node).await?;
+    sqlx::query("update core.nodes set epoch = $2 where node_id = $1 and epoch = 1")
+        .bind(&node.node_id)
+        .bind(epoch)
+        .execute(connection)
+        .await
+        .map(drop)
+}

@@ -40,26 +40,61 @@ pub(crate) struct Claims {
 }
 
 /// How often a message may lose its lease without a verdict before it is claimed alone.
-pub(crate) const SUSPECT_AFTER: i32 = 2;
+const SUSPECT_AFTER: i32 = 2;
 
-/// Claims due messages of the wanted handlers, each up to its free slots, oldest first.
-///
-/// With `suspects` only messages that have lost their lease [`SUSPECT_AFTER`] times or more, which
-/// the ordinary claim leaves alone.
+/// The predicate of the queue's index on such messages; `core.tune_queue` has the same.
+const IS_SUSPECT: &str = "(m.headers ->> 'abandoned')::int >= 2";
+
+/// Which messages a claim takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Of each handler up to its free slots, oldest first.
+    Ordinary,
+    /// One that has lost its lease [`SUSPECT_AFTER`] times or more, which the ordinary claim leaves
+    /// alone.
+    Suspect,
+}
+
+/// Claims due messages of the wanted handlers.
 pub(crate) async fn claim(
     connection: &mut PgConnection,
     queue: &str,
     wants: &[Want],
-    suspects: bool,
+    which: Which,
     lease: Duration,
     max_body_bytes: i32,
 ) -> sqlx::Result<Claims> {
+    let table = table(queue);
+    let candidates = match which {
+        Which::Ordinary => format!(
+            "select c.msg_id
+             from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
+             cross join lateral (
+                 select m.msg_id from {table} m
+                 where m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
+                   and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond'
+                   and m.vt <= core.now()
+                   and coalesce((m.headers ->> 'abandoned')::int, 0) < {SUSPECT_AFTER}
+                 order by m.vt, m.msg_id
+                 limit w.slots
+                 for update skip locked
+             ) c"
+        ),
+        Which::Suspect => format!(
+            "select m.msg_id
+             from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
+             join {table} m on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
+             where {IS_SUSPECT} and m.vt <= core.now()
+             order by m.msg_id limit 1
+             for update of m skip locked"
+        ),
+    };
     // `= any (array(…))` cannot turn into a hash join with a sequential scan when the cached plan
     // was made for an empty table. An abandoned message is one that was read before, and whose last
     // reader left no verdict behind.
     let text = format!(
         "update {table} q
-         set vt = core.now() + $6 * interval '1 microsecond',
+         set vt = core.now() + $5 * interval '1 microsecond',
              read_ct = q.read_ct + 1,
              last_read_at = core.now(),
              headers = case
@@ -67,25 +102,11 @@ pub(crate) async fn claim(
                  when q.headers ? 'settled' then q.headers - 'settled'
                  else q.headers || jsonb_build_object('abandoned', coalesce((q.headers ->> 'abandoned')::int, 0) + 1)
              end
-         where q.msg_id = any (array(
-             select c.msg_id
-             from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
-             cross join lateral (
-                 select m.msg_id from {table} m
-                 where m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
-                   and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond'
-                   and m.vt <= core.now()
-                   and (coalesce((m.headers ->> 'abandoned')::int, 0) >= {SUSPECT_AFTER}) = $5
-                 order by m.vt, m.msg_id
-                 limit w.slots
-                 for update skip locked
-             ) c
-         ))
+         where q.msg_id = any (array({candidates}))
          returning q.msg_id, q.read_ct, (extract(epoch from q.enqueued_at) * 1000000)::bigint,
-             case when pg_column_size(q.message) > 2000 and octet_length(q.message::text) > $7 then null
+             case when pg_column_size(q.message) > 2000 and octet_length(q.message::text) > $6 then null
                   else q.message::text end,
-             q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint",
-        table = table(queue)
+             q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint"
     );
     let handlers: Vec<&str> = wants.iter().map(|want| want.handler.as_str()).collect();
     let versions: Vec<String> = wants.iter().map(|want| want.event_version.to_string()).collect();
@@ -96,7 +117,6 @@ pub(crate) async fn claim(
         .bind(versions)
         .bind(slots)
         .bind(not_before)
-        .bind(suspects)
         .bind(micros(lease))
         .bind(max_body_bytes)
         .fetch_all(connection)
@@ -299,4 +319,42 @@ pub(crate) async fn adopt(
         .into_iter()
         .map(|row| Adopted { msg_id: row.get(0), event_id: row.get(1), refused: row.get(2) })
         .collect())
+}
+
+/// Whether a due message of these handlers has to be claimed alone.
+pub(crate) async fn has_suspect(
+    connection: &mut PgConnection,
+    queue: &str,
+    wants: &[Want],
+) -> sqlx::Result<bool> {
+    let text = format!(
+        "select exists (
+             select from {table} m
+             join unnest($1::text[], $2::text[]) as w (handler, version)
+                 on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
+             where {IS_SUSPECT} and m.vt <= core.now())",
+        table = table(queue)
+    );
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(wants.iter().map(|want| want.handler.as_str()).collect::<Vec<_>>())
+        .bind(wants.iter().map(|want| want.event_version.to_string()).collect::<Vec<_>>())
+        .fetch_one(connection)
+        .await
+}
+
+/// Whether anything is left for these handlers, or to be adopted.
+pub(crate) async fn has_messages(
+    connection: &mut PgConnection,
+    queue: &str,
+    handlers: &[&str],
+) -> sqlx::Result<bool> {
+    let text = format!(
+        "select exists (select from {table} where headers ->> 'handler' = any ($1))
+             or exists (select from {table} where (headers ->> 'handler') is null)",
+        table = table(queue)
+    );
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(handlers)
+        .fetch_one(connection)
+        .await
 }

@@ -1,0 +1,324 @@
+//! Registering a node: what it declares, checked against what others declare, in one transaction.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::{App, StartError};
+use crate::{
+    config::Config,
+    registry::Trigger,
+    runtime::Route,
+    schedule::Schedule,
+    store::{
+        nodes::{self, Node},
+        scheduled_tasks::{self, TaskRow},
+        subscriptions::{self, EventTypeRow},
+    },
+};
+
+/// A node that is registered.
+pub(super) struct Registered {
+    pub(super) node: Node,
+    pub(super) epoch: i64,
+    pub(super) routes: Vec<Route>,
+    /// The queue of the namespace's default group.
+    pub(super) main_queue: String,
+}
+
+fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> StartError {
+    move |source| StartError::Database { doing, source }
+}
+
+pub(super) async fn register(
+    app: &App,
+    config: &Config,
+    pool: &PgPool,
+) -> Result<Registered, StartError> {
+    let mut connection = pool.acquire().await.map_err(failed("connect to register"))?;
+    let queues = ensure_groups(app, &config.namespace, &mut connection).await?;
+    let routes = app.routes(|group| queues[group].clone());
+    let event_types = event_type_rows(app);
+    let handlers = handler_rows(&routes);
+    let node = Node {
+        node_id: config
+            .node_id
+            .clone()
+            .unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()),
+        namespace: config.namespace.clone(),
+        app: app.name.clone(),
+        build_id: build_id(app, &routes, &event_types),
+        program: program(),
+        display_name: app.display_name.clone(),
+        description: app.description.clone(),
+        metadata: app.metadata.clone(),
+        handlers: handlers.clone(),
+    };
+
+    let wrong = failed("register");
+    let mut tx = connection.begin().await.map_err(&wrong)?;
+    subscriptions::lock(&mut tx, &node.namespace).await.map_err(&wrong)?;
+    let tasks = task_rows(&routes, &mut tx).await?;
+    check(&node, &event_types, &handlers, &tasks, &mut tx).await?;
+    // An old build that restarts in the middle of a roll-out takes nothing back.
+    if nodes::is_superseded(&mut tx, &node).await.map_err(&wrong)? {
+        tracing::info!(app = node.app, "a newer build of this app is running, it defines subscriptions and schedules");
+    } else {
+        subscriptions::declare_event_types(&mut tx, &node.namespace, &node.app, &event_types)
+            .await
+            .map_err(&wrong)?;
+        subscriptions::subscribe(&mut tx, &node.namespace, &node.app, &handlers)
+            .await
+            .map_err(&wrong)?;
+        scheduled_tasks::declare(&mut tx, &node.namespace, &node.app, &tasks)
+            .await
+            .map_err(&wrong)?;
+    }
+    let epoch = nodes::register(&mut tx, &node).await.map_err(&wrong)?;
+    let subscribed = subscriptions::list(&mut tx, &node.namespace).await.map_err(&wrong)?;
+    tx.commit().await.map_err(&wrong)?;
+
+    for orphan in subscribed.iter().filter(|row| row.app == node.app && !row.is_live) {
+        tracing::warn!(
+            group = orphan.group, handler = orphan.handler, event_type = orphan.event_type,
+            "no live build declares this handler any more; what is sent to it waits until a build does"
+        );
+    }
+    Ok(Registered { node, epoch, routes, main_queue: queues["default"].clone() })
+}
+
+/// Creates the queues of the app's groups, and the namespace's main queue, which every node adopts
+/// from. Returns the queue of each group.
+async fn ensure_groups(
+    app: &App,
+    namespace: &str,
+    connection: &mut PgConnection,
+) -> Result<BTreeMap<String, String>, StartError> {
+    let mut queues = BTreeMap::new();
+    let groups = app.handlers.iter().map(|handler| handler.group.unwrap_or(&app.name));
+    for group in std::iter::once("default").chain(groups) {
+        if queues.contains_key(group) {
+            continue;
+        }
+        let queue = subscriptions::ensure_group(connection, namespace, group).await.map_err(|source| {
+            match source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
+                // Raised by our own checks, which say which name and why.
+                Some("22023" | "23505") => StartError::Name {
+                    reason: source.as_database_error().map(ToString::to_string).unwrap_or_default(),
+                },
+                _ => StartError::Database { doing: "create a queue", source },
+            }
+        })?;
+        queues.insert(group.to_owned(), queue);
+    }
+    Ok(queues)
+}
+
+/// Refuses what contradicts a live node or another live app.
+async fn check(
+    node: &Node,
+    event_types: &[EventTypeRow],
+    handlers: &Value,
+    tasks: &[TaskRow],
+    connection: &mut PgConnection,
+) -> Result<(), StartError> {
+    let wrong = failed("compare with other apps");
+    let Node { namespace, app, .. } = node;
+    if let Some((other_node, other)) =
+        nodes::other_program(connection, node).await.map_err(&wrong)?
+    {
+        return Err(StartError::OtherProgram {
+            namespace: namespace.clone(),
+            app: app.clone(),
+            other,
+            node: other_node,
+            this: node.program.clone(),
+        });
+    }
+    if let Some(elsewhere) = nodes::same_id_elsewhere(connection, node).await.map_err(&wrong)? {
+        return Err(StartError::NodeIdTaken { node: node.node_id.clone(), namespace: elsewhere });
+    }
+    let conflict = |what, other, advice| {
+        Err(StartError::Conflict { what, other, this: app.clone(), advice })
+    };
+    if let Some((event_type, version, other)) =
+        subscriptions::other_declaration(connection, namespace, app, event_types)
+            .await
+            .map_err(&wrong)?
+    {
+        return conflict(
+            format!("event type `{event_type}` version {version}"),
+            other,
+            "give the changed type another `version`, or share one type",
+        );
+    }
+    if let Some((group, handler, event_type, other)) =
+        subscriptions::other_handler(connection, namespace, app, handlers).await.map_err(&wrong)?
+    {
+        return conflict(
+            format!("handler `{handler}` of group `{group}` (there for `{event_type}`)"),
+            other,
+            "give one of them another `name` or `group`",
+        );
+    }
+    let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
+    if let Some((name, other)) =
+        scheduled_tasks::other_app(connection, namespace, app, &names).await.map_err(&wrong)?
+    {
+        return conflict(
+            format!("scheduled task `{name}`"),
+            other,
+            "give one of them another `name`",
+        );
+    }
+    Ok(())
+}
+
+fn handler_rows(routes: &[Route]) -> Value {
+    routes
+        .iter()
+        .map(|route| {
+            json!({
+                "group": route.group,
+                "handler": route.name(),
+                "eventType": route.event_type,
+                "eventVersion": route.event_version,
+            })
+        })
+        .collect()
+}
+
+async fn task_rows(
+    routes: &[Route],
+    connection: &mut PgConnection,
+) -> Result<Vec<TaskRow>, StartError> {
+    let now = scheduled_tasks::now(connection).await.map_err(failed("ask for the time"))?;
+    let mut rows = Vec::new();
+    for route in routes {
+        let Trigger::Cron(cron) = &route.descriptor.trigger else { continue };
+        let next = Schedule::parse(cron.expression, cron.time_zone)
+            .and_then(|schedule| schedule.next_after(now))
+            .map_err(|error| StartError::Name {
+                reason: format!("{error}, in {}", route.descriptor.origin),
+            })?;
+        rows.push(TaskRow {
+            name: route.name().to_owned(),
+            expression: cron.expression.to_owned(),
+            time_zone: cron.time_zone.map(str::to_owned),
+            event_type: route.event_type.clone(),
+            next_run_at_micros: next.as_microsecond(),
+        });
+    }
+    Ok(rows)
+}
+
+fn event_type_rows(app: &App) -> Vec<EventTypeRow> {
+    let mut rows: Vec<EventTypeRow> = app
+        .events
+        .iter()
+        .map(|event| {
+            let schema = (event.schema)().to_value();
+            EventTypeRow {
+                event_type: event.meta.event_type.to_owned(),
+                version: event.meta.version,
+                fingerprint: fingerprint(&schema),
+                schema: schema.to_string(),
+            }
+        })
+        .collect();
+    rows.sort_by(|a, b| (&a.event_type, a.version).cmp(&(&b.event_type, b.version)));
+    rows
+}
+
+/// A hash of what a schema accepts: words for people do not count, nor does the order of fields.
+fn fingerprint(schema: &Value) -> String {
+    fn essence(value: &Value, inside_properties: bool) -> Value {
+        match value {
+            Value::Object(fields) => {
+                let mut fields: Vec<(&String, &Value)> = fields
+                    .iter()
+                    // A property may be called `title`; only keywords are words for people.
+                    .filter(|(key, _)| {
+                        inside_properties
+                            || !matches!(key.as_str(), "title" | "description" | "examples" | "$comment")
+                    })
+                    .collect();
+                fields.sort_by_key(|(key, _)| key.as_str());
+                let fields: Map<String, Value> = fields
+                    .into_iter()
+                    .map(|(key, value)| {
+                        let names = !inside_properties
+                            && matches!(key.as_str(), "properties" | "$defs" | "definitions" | "patternProperties");
+                        (key.clone(), essence(value, names))
+                    })
+                    .collect();
+                Value::Object(fields)
+            }
+            Value::Array(items) => items.iter().map(|item| essence(item, false)).collect(),
+            other => other.clone(),
+        }
+    }
+    hash(&essence(schema, false).to_string())
+}
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What tells this version of the app from others: a hash of all that it declares.
+fn build_id(app: &App, routes: &[Route], event_types: &[EventTypeRow]) -> String {
+    let mut lines: Vec<String> = routes
+        .iter()
+        .map(|route| {
+            let Route { group, event_type, event_version, retry, timeout, concurrency, .. } = route;
+            format!(
+                "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency}",
+                route.name(), route.descriptor.trigger_text()
+            )
+        })
+        .chain(event_types.iter().map(|row| {
+            format!("{}@{} {}", row.event_type, row.version, row.fingerprint)
+        }))
+        .collect();
+    lines.sort_unstable();
+    hash(&format!("{}\n{}", app.name, lines.join("\n")))
+}
+
+/// The executable's file name, without the hash that Cargo adds to tests.
+fn program() -> String {
+    let name = std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .unwrap_or_else(|| "unknown".to_owned());
+    match name.rsplit_once('-') {
+        Some((stem, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            stem.to_owned()
+        }
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_for_people_do_not_change_a_fingerprint() {
+        let schema = |description: &str| {
+            json!({
+                "title": "User", "description": description, "type": "object",
+                "properties": { "title": { "type": "string", "description": description } },
+            })
+        };
+        assert_eq!(fingerprint(&schema("old")), fingerprint(&schema("new")));
+    }
+
+    #[test]
+    fn a_property_called_like_a_keyword_counts() {
+        let with = json!({ "properties": { "title": { "type": "string" } } });
+        let without = json!({ "properties": {} });
+        assert_ne!(fingerprint(&with), fingerprint(&without));
+    }
+}

@@ -1,0 +1,210 @@
+//! Settings: the builder's value, else the environment's, else the default.
+
+use std::{fmt::Display, str::FromStr, time::Duration};
+
+/// A variable of the environment with a value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable} is `{value}`, which is refused: {accepted}")]
+pub struct ConfigError {
+    variable: &'static str,
+    value: String,
+    accepted: String,
+}
+
+/// Reads the environment; tests bring their own.
+pub(crate) struct Environment<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl<'a> Environment<'a> {
+    pub(crate) fn new(lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { lookup }
+    }
+
+    /// The value of a variable that is set and not empty.
+    pub(crate) fn text(&self, variable: &str) -> Option<String> {
+        (self.lookup)(variable).filter(|value| !value.trim().is_empty())
+    }
+
+    /// A value that `check` accepts; its error says what is accepted.
+    pub(crate) fn checked<E: Display>(
+        &self,
+        variable: &'static str,
+        check: impl FnOnce(&str) -> Result<(), E>,
+    ) -> Result<Option<String>, ConfigError> {
+        let Some(value) = self.text(variable) else { return Ok(None) };
+        match check(&value) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) => Err(ConfigError { variable, value, accepted: error.to_string() }),
+        }
+    }
+
+    /// A whole number within bounds.
+    pub(crate) fn number<T: FromStr + PartialOrd + Display>(
+        &self,
+        variable: &'static str,
+        unit: &str,
+        least: T,
+        most: T,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.text(variable) else { return Ok(None) };
+        match value.trim().parse::<T>() {
+            Ok(number) if number >= least && number <= most => Ok(Some(number)),
+            _ => Err(ConfigError {
+                variable,
+                value,
+                accepted: format!("a whole number of {unit} from {least} to {most}"),
+            }),
+        }
+    }
+}
+
+/// What a node works with, as far as the builder said.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Overrides {
+    pub(crate) namespace: Option<String>,
+    pub(crate) node_id: Option<String>,
+    pub(crate) database_url: Option<String>,
+    pub(crate) idle_poll: Option<Duration>,
+    pub(crate) lease: Option<Duration>,
+    pub(crate) batch_size: Option<usize>,
+    pub(crate) pool_size: Option<u32>,
+    pub(crate) shutdown_timeout: Option<Duration>,
+    pub(crate) max_payload_bytes: Option<usize>,
+    pub(crate) retention: Option<Duration>,
+}
+
+/// The same with everything filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) namespace: String,
+    pub(crate) node_id: Option<String>,
+    /// The URL and where it came from.
+    pub(crate) database_url: Option<(String, &'static str)>,
+    pub(crate) idle_poll: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) batch_size: usize,
+    pub(crate) pool_size: u32,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) max_payload_bytes: usize,
+    pub(crate) retention: Duration,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Config {
+    /// Every wrong variable is reported.
+    pub(crate) fn resolve(
+        overrides: &Overrides,
+        environment: &Environment<'_>,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        let mut keep = |error| errors.push(error);
+        let namespace = environment
+            .checked("CORE_NAMESPACE", |name| crate::event::check_name("namespace", name))
+            .unwrap_or_else(|error| {
+                keep(error);
+                None
+            });
+        let node_id = environment
+            .checked("CORE_NODE_ID", |id| {
+                if id.len() <= 100 { Ok(()) } else { Err("a text of at most 100 bytes") }
+            })
+            .unwrap_or_else(|error| {
+                keep(error);
+                None
+            });
+        let mut number = |variable, unit, least, most| {
+            environment.number::<u64>(variable, unit, least, most).unwrap_or_else(|error| {
+                keep(error);
+                None
+            })
+        };
+        let idle_poll = number("CORE_IDLE_POLL_INTERVAL_MS", "milliseconds", 1, 60_000);
+        let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", 1, 43_200);
+        let batch_size = number("CORE_BATCH_SIZE", "messages", 1, 10_000);
+        let database_url = overrides.database_url.clone().map(|url| (url, "App::database_url")).or_else(|| {
+            ["CORE_DATABASE_URL", "DATABASE_URL"]
+                .into_iter()
+                .find_map(|variable| environment.text(variable).map(|url| (url, variable)))
+        });
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            namespace: overrides
+                .namespace
+                .clone()
+                .or(namespace)
+                .unwrap_or_else(|| "demo".to_owned()),
+            node_id: overrides.node_id.clone().or(node_id),
+            database_url,
+            idle_poll: overrides
+                .idle_poll
+                .or(idle_poll.map(Duration::from_millis))
+                .unwrap_or(Duration::from_millis(250)),
+            lease: overrides
+                .lease
+                .or(lease.map(Duration::from_secs))
+                .unwrap_or(Duration::from_secs(10)),
+            batch_size: overrides
+                .batch_size
+                .or(batch_size.and_then(|size| size.try_into().ok()))
+                .unwrap_or(100),
+            pool_size: overrides.pool_size.unwrap_or(20),
+            shutdown_timeout: overrides.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
+            max_payload_bytes: overrides.max_payload_bytes.unwrap_or(1024 * 1024),
+            retention: overrides.retention.unwrap_or(183 * DAY),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(variables: &[(&str, &str)], overrides: &Overrides) -> Result<Config, Vec<ConfigError>> {
+        let lookup = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        Config::resolve(overrides, &Environment::new(&lookup))
+    }
+
+    #[test]
+    fn has_a_default_for_everything() {
+        let config = resolve(&[], &Overrides::default()).unwrap();
+        assert_eq!(config.namespace, "demo");
+        assert_eq!(config.lease, Duration::from_secs(10));
+        assert_eq!(config.idle_poll, Duration::from_millis(250));
+        assert_eq!(config.batch_size, 100);
+        assert_eq!(config.database_url, None);
+    }
+
+    #[test]
+    fn prefers_the_builder_to_the_environment_to_the_default() {
+        let variables = [("CORE_NAMESPACE", "env"), ("CORE_BATCH_SIZE", "7"), ("DATABASE_URL", "b"), ("CORE_DATABASE_URL", "a")];
+        let overrides = Overrides { namespace: Some("code".to_owned()), ..Overrides::default() };
+        let config = resolve(&variables, &overrides).unwrap();
+        assert_eq!(config.namespace, "code");
+        assert_eq!(config.batch_size, 7);
+        assert_eq!(config.database_url, Some(("a".to_owned(), "CORE_DATABASE_URL")));
+        let empty = resolve(&[("CORE_DATABASE_URL", " "), ("DATABASE_URL", "b")], &Overrides::default());
+        assert_eq!(empty.unwrap().database_url, Some(("b".to_owned(), "DATABASE_URL")));
+    }
+
+    #[test]
+    fn reports_every_bad_value_with_what_is_accepted() {
+        let variables = [
+            ("CORE_NAMESPACE", "a b"),
+            ("CORE_IDLE_POLL_INTERVAL_MS", "soon"),
+            ("CORE_VISIBILITY_TIMEOUT_SECONDS", "0"),
+            ("CORE_BATCH_SIZE", "-1"),
+        ];
+        let errors = resolve(&variables, &Overrides::default()).unwrap_err();
+        assert_eq!(errors.len(), 4);
+        assert_eq!(
+            errors[2].to_string(),
+            "CORE_VISIBILITY_TIMEOUT_SECONDS is `0`, which is refused: a whole number of seconds from 1 to 43200"
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! Takes in what foreign programs send to the node's queues by plain `pgmq.send`.
+
+use std::sync::Arc;
+
+use super::Node;
+use crate::store::{self, Failure, queue};
+
+/// Messages adopted in one transaction.
+const MOST: i32 = 100;
+
+/// Looks at each queue once every idle poll interval: foreign programs ring no bell.
+pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
+    while !node.stop.is_cancelled() {
+        let mut more = false;
+        for queue in &queues {
+            more |= adopt(&node, queue).await;
+        }
+        if !more {
+            tokio::select! {
+                () = tokio::time::sleep(node.settings.idle_poll) => {}
+                () = node.stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Adopts what is there and returns whether there may be more.
+async fn adopt(node: &Node, queue: &str) -> bool {
+    let adopted = async {
+        let mut connection = node.client.pool().acquire().await?;
+        let most = node.settings.max_body_bytes;
+        queue::adopt(&mut connection, &node.row.namespace, queue, MOST, most).await
+    };
+    let adopted = match adopted.await {
+        Ok(adopted) => adopted,
+        Err(error) => {
+            match store::classify(&error) {
+                Failure::MissingTable => node.restore_queues(&error).await,
+                Failure::MissingPartition => {
+                    tracing::warn!(%error, "could not adopt, the next maintenance creates the partition");
+                }
+                _ => tracing::warn!(%error, queue, "could not look for messages of foreign programs"),
+            }
+            return false;
+        }
+    };
+    for message in &adopted {
+        match (&message.refused, message.event_id) {
+            (Some(reason), _) => {
+                tracing::error!(queue, msg_id = message.msg_id, "dead-lettered a foreign message: {reason}");
+            }
+            (None, event_id) => {
+                tracing::debug!(queue, msg_id = message.msg_id, event_id, "adopted a foreign message");
+            }
+        }
+    }
+    if adopted.iter().any(|message| message.event_id.is_some()) {
+        // Which queues it went to is known to the database only.
+        node.client.bell().ring_all_here();
+    }
+    adopted.len() >= usize::try_from(MOST).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,335 @@
+//! Runs a handler for one message, or for a batch, and decides how the attempt ends.
+
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use jiff::Timestamp;
+
+use super::{
+    Node, Route, add,
+    lease::Lease,
+    settle::{Failed, Settler, Verdict},
+};
+use crate::{
+    client::{CAUSE, EmitError, Tx},
+    event::{Cause, PastError},
+    handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
+    store::{self, Failure, event_log::Completion, queue},
+};
+
+/// A claimed message that can be handled.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) delivery: Delivery,
+    pub(crate) lease: Arc<Lease>,
+}
+
+/// How a call of the handler ended.
+enum End {
+    /// Everything is stored already, by the handler's own transaction.
+    Committed,
+    /// The handler succeeded; events to store with the completion.
+    Succeeded(Vec<crate::event::Outgoing>),
+    Failed(Error),
+    /// Not the handler's fault: a lost connection, a pool that is exhausted. Counts as no attempt.
+    Disturbed(String),
+    /// Some of the messages are no longer ours; the transaction was rolled back.
+    Stolen(Vec<i64>),
+    /// The node stops and does not wait any longer.
+    Aborted,
+}
+
+/// How long a message waits that failed for reasons of ours.
+const DISTURBED_DELAY: Duration = Duration::from_secs(1);
+
+/// An error's text is cut here, so that ten of them fit into a message's headers.
+const MAX_ERROR_BYTES: usize = 2_000;
+
+/// Runs the handler for messages of its route; more than one only for batch handlers.
+pub(crate) async fn run(node: &Node, route: &Arc<Route>, settler: &Settler, messages: Vec<Message>) {
+    // A batch that fails is split in halves until the bad message is alone.
+    let mut waiting = vec![messages];
+    while let Some(mut messages) = waiting.pop() {
+        messages.retain(|message| !message.lease.lost.is_cancelled());
+        if messages.is_empty() {
+            continue;
+        }
+        let settle = |message: &Message, verdict| {
+            settler.settle(Arc::clone(&message.lease), Arc::clone(route), verdict);
+        };
+        let (rejected, end) = call(node, route, &messages).await;
+        // What could not be decoded has left the batch, each message to its own verdict.
+        let mut index = 0;
+        messages.retain(|message| {
+            let error = rejected.iter().find(|rejected| rejected.index == index);
+            index += 1;
+            if let Some(rejected) = error {
+                settle(message, failure(route, message, &rejected.error));
+            }
+            error.is_none()
+        });
+        if messages.is_empty() {
+            continue;
+        }
+        match end {
+            End::Committed => {
+                for message in &messages {
+                    node.leases.end(&route.queue, &message.lease);
+                }
+                add(&route.counts.completed, messages.len());
+            }
+            End::Succeeded(emits) => {
+                // The events go with the first message; a batch is completed by one statement.
+                let mut emits = Some(emits);
+                for message in &messages {
+                    settle(message, Verdict::Complete { emits: emits.take().unwrap_or_default() });
+                }
+            }
+            End::Failed(error) if messages.len() > 1 && !matches!(error.kind(), Kind::Snooze(_)) => {
+                tracing::debug!(handler = route.name(), %error, messages = messages.len(), "a batch failed, splitting it");
+                let second = messages.split_off(messages.len() / 2);
+                waiting.push(second);
+                waiting.push(messages);
+            }
+            End::Failed(error) => {
+                for message in &messages {
+                    settle(message, failure(route, message, &error));
+                }
+            }
+            End::Disturbed(why) => {
+                tracing::warn!(handler = route.name(), "an attempt was disturbed and does not count: {why}");
+                for message in &messages {
+                    settle(message, Verdict::Release { delay: DISTURBED_DELAY, failure: None });
+                }
+            }
+            End::Stolen(stolen) => {
+                add(&route.counts.lost, stolen.len());
+                for message in messages.iter().filter(|m| stolen.contains(&m.lease.msg_id)) {
+                    tracing::warn!(
+                        queue = route.queue, handler = route.name(), msg_id = message.lease.msg_id,
+                        "rolled back: the lease was lost and another node has the message, or it is gone"
+                    );
+                    node.leases.end(&route.queue, &message.lease);
+                }
+                messages.retain(|message| !stolen.contains(&message.lease.msg_id));
+                waiting.push(messages);
+            }
+            End::Aborted => {
+                for message in &messages {
+                    settle(message, Verdict::Release { delay: Duration::ZERO, failure: None });
+                }
+            }
+        }
+    }
+}
+
+/// Calls the handler once, in a transaction if it takes one.
+async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected>, End) {
+    let first = &messages[0];
+    let tx = if route.descriptor.uses_tx {
+        let begun = tokio::select! {
+            begun = begin(node, route) => begun,
+            () = node.abort.cancelled() => return (Vec::new(), End::Aborted),
+        };
+        match begun {
+            Ok(tx) => Some(tx),
+            Err(error) => return (Vec::new(), End::Disturbed(error.to_string())),
+        }
+    } else {
+        None
+    };
+    let mut invocation = Invocation {
+        context: Context {
+            shared: Arc::clone(&node.shared),
+            meta: Arc::clone(&first.delivery.meta),
+            max_attempts: route.retry.max_attempts(),
+            lease_lost: first.lease.lost.clone(),
+        },
+        deliveries: messages.iter().map(|message| message.delivery.clone()).collect(),
+        rejected: Vec::new(),
+        tx,
+    };
+    let meta = &first.delivery.meta;
+    let cause = Cause {
+        event_id: meta.event_id(),
+        correlation_id: meta
+            .correlation_id()
+            .map_or_else(|| Some(meta.event_id().to_string()), |id| Some(id.to_owned())),
+        traceparent: meta.headers.traceparent.clone(),
+        tracestate: meta.headers.tracestate.clone(),
+    };
+    // A panic leaves the invocation's transaction behind, which is only dropped after it.
+    let handler = CAUSE.scope(
+        cause.clone(),
+        AssertUnwindSafe((route.descriptor.call)(&mut invocation)).catch_unwind(),
+    );
+    let lost = futures_util::future::select_all(
+        messages.iter().map(|message| Box::pin(message.lease.lost.cancelled())),
+    );
+    let result = tokio::select! {
+        result = tokio::time::timeout(route.timeout, handler) => match result {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => Err(Error::retryable(format!("the handler panicked: {}", panic_text(&*panic)))),
+            Err(_) => Err(Error::retryable(format!("the handler timed out after {:?}", route.timeout))),
+        },
+        _ = lost => {
+            let gone = messages.iter().filter(|m| m.lease.lost.is_cancelled());
+            return (Vec::new(), End::Stolen(gone.map(|m| m.lease.msg_id).collect()));
+        }
+        () = node.abort.cancelled() => return (Vec::new(), End::Aborted),
+    };
+    let Invocation { rejected, tx, .. } = invocation;
+    let end = match (result, tx) {
+        (Ok(outcome), None) if messages.len() == 1 || outcome.emits.is_empty() => {
+            End::Succeeded(inherit(outcome.emits, &cause))
+        }
+        (Ok(outcome), tx) => {
+            // What a batch emits belongs to all of its messages: stored with all or not at all.
+            let mut tx = match tx {
+                Some(tx) => tx,
+                None => match begin(node, route).await {
+                    Ok(tx) => tx,
+                    Err(error) => return (rejected, End::Disturbed(error.to_string())),
+                },
+            };
+            let mut emits = tx.take_outgoing();
+            emits.extend(inherit(outcome.emits, &cause));
+            let rejected: Vec<usize> = rejected.iter().map(|rejected| rejected.index).collect();
+            let completed: Vec<&Message> = messages
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| !rejected.contains(index))
+                .map(|(_, message)| message)
+                .collect();
+            commit(node, route, tx, &completed, &emits).await
+        }
+        (Err(error), tx) => {
+            if let Some(tx) = tx {
+                // Failing to roll back means that the connection is gone, which rolls back.
+                let _ = tx.rollback().await;
+            }
+            End::Failed(error)
+        }
+    };
+    (rejected, end)
+}
+
+fn inherit(mut emits: Vec<crate::event::Outgoing>, cause: &Cause) -> Vec<crate::event::Outgoing> {
+    emits.iter_mut().for_each(|event| event.inherit(cause));
+    emits
+}
+
+async fn begin(node: &Node, route: &Route) -> sqlx::Result<Tx> {
+    let connection = node.client.pool().acquire().await?;
+    // The server stops a statement, and gives the transaction up, when the handler's time is over.
+    let ms = route.timeout.as_millis().clamp(1, i32::MAX as u128);
+    let settings = format!(
+        "set local statement_timeout = {ms}; set local idle_in_transaction_session_timeout = {ms}"
+    );
+    Tx::begin(&node.client, connection, &settings).await
+}
+
+/// Stores completion and events with the handler's transaction, and commits if all messages are
+/// still ours.
+async fn commit(
+    node: &Node,
+    route: &Route,
+    mut tx: Tx,
+    messages: &[&Message],
+    emits: &[crate::event::Outgoing],
+) -> End {
+    let msg_ids: Vec<i64> = messages.iter().map(|message| message.lease.msg_id).collect();
+    let read_cts: Vec<i32> = messages.iter().map(|message| message.lease.read_ct).collect();
+    let mut queues = Vec::new();
+    let completed = if emits.is_empty() {
+        queue::complete(&mut tx, &route.queue, &msg_ids, &read_cts)
+            .await
+            .map_err(|source| EmitError::Append { source })
+    } else {
+        let completion =
+            Completion { queue: &route.queue, msg_ids: &msg_ids, read_cts: &read_cts };
+        let source = vec![None; emits.len()];
+        let stored = node.client.store_chunk(&mut tx, emits, Some(completion), &source).await;
+        stored.map(|stored| {
+            queues.extend(stored.queues);
+            stored.completed
+        })
+    };
+    match completed {
+        Ok(completed) if completed.len() == msg_ids.len() => {}
+        Ok(completed) => {
+            let _ = tx.rollback().await;
+            return End::Stolen(msg_ids.into_iter().filter(|id| !completed.contains(id)).collect());
+        }
+        Err(EmitError::Append { source } | EmitError::Connect(source))
+            if store::classify(&source) == Failure::Transient =>
+        {
+            return End::Disturbed(source.to_string());
+        }
+        Err(EmitError::MissingQueue { source }) => {
+            let _ = tx.rollback().await;
+            node.restore_queues(&source).await;
+            return End::Disturbed(source.to_string());
+        }
+        Err(error) => {
+            // Most often a statement of the handler failed and it returned Ok nevertheless.
+            let _ = tx.rollback().await;
+            return End::Failed(Error::from(error));
+        }
+    }
+    match tx.commit_only().await {
+        Ok(()) => {
+            node.client.wake(queues);
+            End::Committed
+        }
+        // Whether it was committed is unknown. If it was, the messages are gone, and the verdict
+        // that follows finds nothing to change.
+        Err(error) => End::Disturbed(format!("the commit got no answer: {error}")),
+    }
+}
+
+/// The verdict on a message whose attempt failed.
+fn failure(route: &Route, message: &Message, error: &Error) -> Verdict {
+    let meta = &message.delivery.meta;
+    if let Kind::Snooze(delay) = error.kind() {
+        return Verdict::Release { delay, failure: None };
+    }
+    let attempts = meta.headers.attempts + 1;
+    let mut text = error.to_string();
+    if text.len() > MAX_ERROR_BYTES {
+        let end = (0..=MAX_ERROR_BYTES).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    // Postgres stores no U+0000, and an error's text may quote anything.
+    let text = text.replace('\0', "\u{fffd}");
+    let mut errors = meta.headers.errors.clone();
+    errors.push(PastError {
+        attempt: attempts,
+        at: Timestamp::now().to_string(),
+        error: text.clone(),
+    });
+    let failed = Failed { attempts, errors };
+    let reason = match error.kind() {
+        Kind::Undecodable => "Undecodable payload",
+        Kind::Permanent => "Permanent error",
+        _ if attempts >= route.retry.max_attempts() => "Attempts exhausted",
+        _ => {
+            let delay = route.retry.jittered_delay_after(attempts, fastrand::f64());
+            tracing::warn!(
+                handler = route.name(), event_id = meta.event_id(), attempt = attempts,
+                ?delay, error = text, "attempt failed, trying again later"
+            );
+            return Verdict::Release { delay, failure: Some(failed) };
+        }
+    };
+    Verdict::DeadLetter { reason, error: text, failed }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("with a value that is no text")
+}

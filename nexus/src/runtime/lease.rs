@@ -1,0 +1,238 @@
+//! Keeps claimed messages ours and the node alive.
+//!
+//! From a thread and a connection of its own, so that handlers which block every thread of the
+//! async runtime, or hold every connection of the pool, cannot make the node look dead.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{
+    nodes::{self, Beat},
+    queue,
+};
+
+/// How often leases are extended and the heartbeat is sent: three times a default lease.
+const EVERY: Duration = Duration::from_secs(3);
+
+/// How long a connection attempt or a round of statements may take before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The messages this node holds, by queue.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Leases {
+    held: Arc<Mutex<HashMap<String, HashMap<i64, Arc<Lease>>>>>,
+}
+
+/// A claimed message is ours until the deadline, which is extended while we hold it.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) msg_id: i64,
+    pub(crate) read_ct: i32,
+    /// Monotonic, and counted from before the claim was sent: never later than the server's.
+    deadline: Mutex<Instant>,
+    /// Cancelled when the message is no longer ours: its verdict would be refused.
+    pub(crate) lost: CancellationToken,
+    settled: AtomicBool,
+}
+
+impl Lease {
+    pub(crate) fn remaining(&self) -> Duration {
+        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn extend_to(&self, deadline: Instant) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+}
+
+impl Leases {
+    pub(crate) fn hold(
+        &self,
+        queue: &str,
+        msg_id: i64,
+        read_ct: i32,
+        deadline: Instant,
+    ) -> Arc<Lease> {
+        let lease = Arc::new(Lease {
+            msg_id,
+            read_ct,
+            deadline: Mutex::new(deadline),
+            lost: CancellationToken::new(),
+            settled: AtomicBool::new(false),
+        });
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.entry(queue.to_owned()).or_default().insert(msg_id, Arc::clone(&lease));
+        lease
+    }
+
+    pub(crate) fn end(&self, queue: &str, lease: &Arc<Lease>) {
+        lease.settled.store(true, Ordering::Release);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(messages) = held.get_mut(queue) {
+            // A later claim of the same message holds a lease of its own under the same id.
+            if messages.get(&lease.msg_id).is_some_and(|other| Arc::ptr_eq(other, lease)) {
+                messages.remove(&lease.msg_id);
+            }
+        }
+    }
+
+    fn of_queues(&self) -> Vec<(String, Vec<Arc<Lease>>)> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.iter()
+            .filter(|(_, messages)| !messages.is_empty())
+            .map(|(queue, messages)| (queue.clone(), messages.values().cloned().collect()))
+            .collect()
+    }
+
+    /// Marks what could not be extended in time as lost.
+    fn expire(&self) {
+        for (queue, leases) in self.of_queues() {
+            for lease in leases.into_iter().filter(|lease| lease.remaining().is_zero()) {
+                self.lose(&queue, &lease, "its lease could not be extended in time");
+            }
+        }
+    }
+
+    fn lose(&self, queue: &str, lease: &Arc<Lease>, why: &str) {
+        if !lease.settled.load(Ordering::Acquire) && !lease.lost.is_cancelled() {
+            tracing::warn!(queue, msg_id = lease.msg_id, "lost a message: {why}");
+            lease.lost.cancel();
+        }
+        self.end(queue, lease);
+    }
+}
+
+/// The control thread of a node.
+#[derive(Debug)]
+pub(crate) struct Control {
+    stop: Arc<Notify>,
+    stopped: oneshot::Receiver<()>,
+}
+
+/// What the control thread works for.
+pub(crate) struct Duty {
+    pub(crate) options: PgConnectOptions,
+    pub(crate) node: nodes::Node,
+    pub(crate) epoch: i64,
+    pub(crate) lease: Duration,
+    pub(crate) leases: Leases,
+    /// Cancelled when a newer boot has taken the node's id: this one has to stop.
+    pub(crate) fenced: CancellationToken,
+}
+
+impl Control {
+    pub(crate) fn start(duty: Duty) -> std::io::Result<Self> {
+        let stop = Arc::new(Notify::new());
+        let (done, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let until = Arc::clone(&stop);
+        std::thread::Builder::new().name("nexus-control".to_owned()).spawn(move || {
+            runtime.block_on(control(duty, until));
+            // The receiver is gone if nobody waits for us.
+            let _ = done.send(());
+        })?;
+        Ok(Self { stop, stopped })
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.notify_one();
+        // An error means that the thread has ended already.
+        let _ = self.stopped.await;
+    }
+}
+
+async fn control(duty: Duty, stop: Arc<Notify>) {
+    let mut connection: Option<PgConnection> = None;
+    // A short lease (tests, impatient users) is extended three times within it, too.
+    let every = EVERY.min(duty.lease / 3);
+    loop {
+        tokio::select! {
+            () = stop.notified() => break,
+            () = tokio::time::sleep(every) => {}
+        }
+        let round = tokio::time::timeout(PATIENCE.max(every), round(&duty, &mut connection)).await;
+        match round {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "heartbeat failed, connecting again");
+                connection = None;
+            }
+            Err(_) => {
+                tracing::warn!("heartbeat got no answer, connecting again");
+                connection = None;
+            }
+        }
+        duty.leases.expire();
+    }
+    if let Some(connection) = connection {
+        // The session ends either way; closing it properly only spares the server a log line.
+        let _ = connection.close().await;
+    }
+}
+
+async fn round(duty: &Duty, connection: &mut Option<PgConnection>) -> sqlx::Result<()> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => connection.insert(PgConnection::connect_with(&duty.options).await?),
+    };
+    for (queue, leases) in duty.leases.of_queues() {
+        let sent_at = Instant::now();
+        let msg_ids: Vec<i64> = leases.iter().map(|lease| lease.msg_id).collect();
+        let read_cts: Vec<i32> = leases.iter().map(|lease| lease.read_ct).collect();
+        let extended =
+            match queue::extend(connection, &queue, &msg_ids, &read_cts, duty.lease).await {
+                Ok(extended) => extended,
+                // The worker reports a queue that is gone and restores it.
+                Err(error) if crate::store::classify(&error) == crate::store::Failure::MissingTable => {
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+        let mut skipped: Vec<&Arc<Lease>> = Vec::new();
+        for lease in &leases {
+            if extended.contains(&lease.msg_id) {
+                lease.extend_to(sent_at + duty.lease);
+            } else {
+                skipped.push(lease);
+            }
+        }
+        if skipped.is_empty() {
+            continue;
+        }
+        // Skipped means locked, by our own completion perhaps, or taken from us.
+        let msg_ids: Vec<i64> = skipped.iter().map(|lease| lease.msg_id).collect();
+        let read_cts: Vec<i32> = skipped.iter().map(|lease| lease.read_ct).collect();
+        let lost = queue::lost(connection, &queue, &msg_ids, &read_cts).await?;
+        for lease in skipped.into_iter().filter(|lease| lost.contains(&lease.msg_id)) {
+            duty.leases.lose(&queue, lease, "another node has claimed it, or it is gone");
+        }
+    }
+    match nodes::beat(connection, &duty.node.node_id, duty.epoch).await? {
+        Beat::Alive => {}
+        Beat::Forgotten => {
+            tracing::warn!(node = duty.node.node_id, "the node was taken for dead, registering again");
+            nodes::restore(connection, &duty.node, duty.epoch).await?;
+        }
+        Beat::Fenced => {
+            if !duty.fenced.is_cancelled() {
+                tracing::error!(
+                    node = duty.node.node_id,
+                    "another process has started with this node's id, stopping"
+                );
+                duty.fenced.cancel();
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! Fires the ticks of scheduled tasks, each once in the cluster.
+//!
+//! Every node looks; row locks keep them apart, and the unique key of `core.ticks` holds even if
+//! the clock or a restart makes a task due twice.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use sqlx::Acquire;
+
+use super::Node;
+use crate::{
+    schedule::{Schedule, ScheduleError},
+    store::scheduled_tasks::{self, Due},
+};
+
+/// Longest sleep: how late a task is noticed that another node has changed, or whose time a moved
+/// clock has brought.
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+
+/// Tasks fired in one transaction.
+const MOST: i64 = 100;
+
+/// A tick that was missed by no more than this is fired for its own time. After a longer outage
+/// only the newest of the missed ticks is fired.
+const GRACE: SignedDuration = SignedDuration::from_secs(60);
+
+pub(crate) async fn run(node: Arc<Node>) {
+    while !node.stop.is_cancelled() {
+        let pause = match fire_due(&node).await {
+            Ok(pause) => pause,
+            Err(error) => {
+                tracing::warn!(%error, "could not fire scheduled tasks, trying again");
+                LONGEST_SLEEP
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = node.stop.cancelled() => {}
+        }
+    }
+}
+
+/// Fires what is due and returns how long to sleep.
+async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
+    let namespace = &node.row.namespace;
+    let mut connection = node.client.pool().acquire().await?;
+    let mut tx = connection.begin().await?;
+    let due = scheduled_tasks::lock_due(&mut tx, namespace, MOST).await?;
+    let mut fired = false;
+    for task in &due {
+        match times(task) {
+            Ok((due_at, next)) => {
+                let event_id = scheduled_tasks::fire(&mut tx, task.task_id, due_at, next).await?;
+                fired |= event_id.is_some();
+                tracing::debug!(task = task.name, %due_at, event_id, "fired a tick");
+            }
+            Err(error) => {
+                tracing::error!(task = task.name, %error, "deactivated a scheduled task that cannot be computed");
+                scheduled_tasks::deactivate(&mut tx, task.task_id).await?;
+            }
+        }
+    }
+    tx.commit().await?;
+    if fired {
+        node.client.bell().ring_all_here();
+    }
+    if !due.is_empty() {
+        // A task that was behind may be due again.
+        return Ok(Duration::ZERO);
+    }
+    let until_next = scheduled_tasks::until_next(&mut connection, namespace).await?;
+    Ok(until_next.map_or(LONGEST_SLEEP, |micros| {
+        Duration::from_micros(micros.max(1_000).unsigned_abs()).min(LONGEST_SLEEP)
+    }))
+}
+
+/// The due time to fire for, and the one after it.
+fn times(task: &Due) -> Result<(Timestamp, Timestamp), ScheduleError> {
+    let schedule = Schedule::parse(&task.expression, task.time_zone.as_deref())?;
+    let due_at = if task.now.duration_since(task.due_at) > GRACE {
+        schedule.latest_due(task.due_at, task.now)?
+    } else {
+        task.due_at
+    };
+    Ok((due_at, schedule.next_after(due_at)?))
+}

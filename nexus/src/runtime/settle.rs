@@ -1,0 +1,271 @@
+//! Stores verdicts, as many in one statement as have come together while the one before was stored.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use super::{Node, Route, add, lease::Lease};
+use crate::{
+    client::EmitError,
+    event::{Outgoing, PastError},
+    store::{
+        self, Failure,
+        event_log::Completion,
+        queue::{self, Burial, Release},
+    },
+};
+
+/// How an attempt ends.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Done; these events are stored with the completion.
+    Complete { emits: Vec<Outgoing> },
+    /// Back to the queue.
+    Release { delay: Duration, failure: Option<Failed> },
+    /// Not to be tried again by itself.
+    DeadLetter { reason: &'static str, error: String, failed: Failed },
+}
+
+/// The attempts so far, with the one that has just failed.
+#[derive(Debug, Clone)]
+pub(crate) struct Failed {
+    pub(crate) attempts: u32,
+    pub(crate) errors: Vec<PastError>,
+}
+
+/// A verdict on its way to be stored.
+#[derive(Debug)]
+pub(crate) struct Settlement {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) route: Arc<Route>,
+    pub(crate) verdict: Verdict,
+}
+
+/// Where attempts hand in their verdicts.
+#[derive(Debug, Clone)]
+pub(crate) struct Settler {
+    sender: mpsc::UnboundedSender<Settlement>,
+}
+
+impl Settler {
+    pub(crate) fn settle(&self, lease: Arc<Lease>, route: Arc<Route>, verdict: Verdict) {
+        // The settler ends only after the last sender is gone.
+        let _ = self.sender.send(Settlement { lease, route, verdict });
+    }
+}
+
+/// Most verdicts in one statement.
+const MOST: usize = 100;
+
+/// Starts the settler of a queue; it ends when every clone of the [`Settler`] is dropped.
+pub(crate) fn start(tracker: &TaskTracker, node: Arc<Node>, queue: String) -> Settler {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    tracker.spawn(async move {
+        let mut settlements = Vec::with_capacity(MOST);
+        while receiver.recv_many(&mut settlements, MOST).await > 0 {
+            store(&node, &queue, std::mem::take(&mut settlements)).await;
+        }
+    });
+    Settler { sender }
+}
+
+async fn store(node: &Node, queue: &str, settlements: Vec<Settlement>) {
+    let (mut completions, mut releases, mut burials) = (Vec::new(), Vec::new(), Vec::new());
+    for settlement in settlements {
+        match settlement.verdict {
+            Verdict::Complete { .. } => completions.push(settlement),
+            Verdict::Release { .. } => releases.push(settlement),
+            Verdict::DeadLetter { .. } => burials.push(settlement),
+        }
+    }
+    if !completions.is_empty() {
+        complete(node, queue, completions).await;
+    }
+    if !releases.is_empty() {
+        release(node, queue, releases).await;
+    }
+    for burial in burials {
+        bury(node, queue, burial).await;
+    }
+}
+
+/// Repeats an operation for as long as what went wrong may pass and a lease is left. `None` means
+/// that it was given up: the messages come back when their leases end.
+async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    queue: &str,
+    settlements: &[Settlement],
+    may_pass: impl Fn(&E) -> bool,
+    operation: impl Fn() -> F,
+) -> Result<Option<T>, E> {
+    let mut pause = Duration::from_millis(20);
+    loop {
+        match operation().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) if may_pass(&error) => {
+                if settlements.iter().all(|settlement| settlement.lease.remaining().is_zero()) {
+                    tracing::error!(
+                        %error, queue, messages = settlements.len(),
+                        "could not {what} before the leases ended, the messages will be delivered again"
+                    );
+                    return Ok(None);
+                }
+                tracing::warn!(%error, queue, "could not {what}, trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn may_pass(error: &sqlx::Error) -> bool {
+    store::classify(error) == Failure::Transient
+}
+
+async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
+    let msg_ids: Vec<i64> = settlements.iter().map(|s| s.lease.msg_id).collect();
+    let read_cts: Vec<i32> = settlements.iter().map(|s| s.lease.read_ct).collect();
+    let (mut events, mut source) = (Vec::new(), Vec::new());
+    for settlement in &settlements {
+        if let Verdict::Complete { emits } = &settlement.verdict {
+            source.extend(emits.iter().map(|_| Some(settlement.lease.msg_id)));
+            events.extend(emits.iter().cloned());
+        }
+    }
+    let completion = Completion { queue, msg_ids: &msg_ids, read_cts: &read_cts };
+    let transient = |error: &EmitError| match error {
+        EmitError::Append { source } | EmitError::Connect(source) => may_pass(source),
+        _ => false,
+    };
+    let (events, source, msg_ids, read_cts) = (&events, &source, &msg_ids, &read_cts);
+    let stored = insist("complete", queue, &settlements, transient, || async move {
+        let mut connection = node.client.pool().acquire().await.map_err(EmitError::Connect)?;
+        if events.is_empty() {
+            let done = queue::complete(&mut connection, queue, msg_ids, read_cts).await;
+            return done
+                .map(|completed| (completed, Vec::new()))
+                .map_err(|source| EmitError::Append { source });
+        }
+        node.client
+            .store_chunk(&mut connection, events, Some(completion), source)
+            .await
+            .map(|stored| (stored.completed, stored.queues.into_iter().collect()))
+    })
+    .await;
+    match stored {
+        Ok(Some((completed, queues))) => {
+            node.client.wake(queues);
+            for settlement in settlements {
+                let counts = &settlement.route.counts;
+                if completed.contains(&settlement.lease.msg_id) {
+                    add(&counts.completed, 1);
+                } else {
+                    report_lost(queue, &settlement);
+                }
+                node.leases.end(queue, &settlement.lease);
+            }
+        }
+        Ok(None) => settlements.iter().for_each(|s| node.leases.end(queue, &s.lease)),
+        // One of the events cannot be stored. Alone, each shows whether it is the one.
+        Err(error) if settlements.len() > 1 => {
+            tracing::warn!(%error, queue, "could not complete together, completing one by one");
+            for settlement in settlements {
+                Box::pin(complete(node, queue, vec![settlement])).await;
+            }
+        }
+        Err(error) => {
+            for settlement in settlements {
+                let Verdict::Complete { .. } = settlement.verdict else { continue };
+                tracing::error!(%error, queue, msg_id = settlement.lease.msg_id, "could not complete, trying again later");
+                let verdict = Verdict::Release { delay: Duration::from_secs(5), failure: None };
+                release(node, queue, vec![Settlement { verdict, ..settlement }]).await;
+            }
+        }
+    }
+}
+
+async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
+    let rows: Vec<Release> = settlements
+        .iter()
+        .filter_map(|settlement| match &settlement.verdict {
+            Verdict::Release { delay, failure } => Some(Release {
+                msg_id: settlement.lease.msg_id,
+                read_ct: settlement.lease.read_ct,
+                delay: *delay,
+                failure: failure
+                    .as_ref()
+                    .map(|failed| queue::failure_headers(failed.attempts, &failed.errors)),
+            }),
+            _ => None,
+        })
+        .collect();
+    let stored = insist("give messages back", queue, &settlements, may_pass, || async {
+        let mut connection = node.client.pool().acquire().await?;
+        queue::release(&mut connection, queue, &rows).await
+    })
+    .await;
+    let released = match stored {
+        Ok(released) => released.unwrap_or_default(),
+        Err(error) => {
+            tracing::error!(%error, queue, "could not give messages back, they come back when their leases end");
+            Vec::new()
+        }
+    };
+    for settlement in &settlements {
+        node.leases.end(queue, &settlement.lease);
+        if !released.contains(&settlement.lease.msg_id) {
+            report_lost(queue, settlement);
+            continue;
+        }
+        if let Verdict::Release { delay, failure } = &settlement.verdict {
+            match failure {
+                Some(_) => add(&settlement.route.counts.retried, 1),
+                None if !delay.is_zero() => add(&settlement.route.counts.snoozed, 1),
+                None => {}
+            }
+        }
+    }
+}
+
+async fn bury(node: &Node, queue: &str, settlement: Settlement) {
+    let Verdict::DeadLetter { reason, error, failed } = &settlement.verdict else { return };
+    let burial = Burial {
+        msg_id: settlement.lease.msg_id,
+        read_ct: settlement.lease.read_ct,
+        reason,
+        error: error.clone(),
+        attempts: failed.attempts,
+        errors: failed.errors.clone(),
+    };
+    let only = std::slice::from_ref(&settlement);
+    let stored = insist("dead-letter", queue, only, may_pass, || async {
+        let mut connection = node.client.pool().acquire().await?;
+        queue::dead_letter(&mut connection, queue, &burial).await
+    })
+    .await;
+    match stored {
+        Ok(Some(true)) => {
+            tracing::error!(
+                queue, handler = settlement.route.name(), msg_id = settlement.lease.msg_id,
+                attempts = failed.attempts, error, "dead-lettered: {reason}"
+            );
+            add(&settlement.route.counts.dead_lettered, 1);
+        }
+        Ok(Some(false)) => report_lost(queue, &settlement),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::error!(%error, queue, msg_id = settlement.lease.msg_id, "could not dead-letter, the message will be delivered again");
+        }
+    }
+    node.leases.end(queue, &settlement.lease);
+}
+
+fn report_lost(queue: &str, settlement: &Settlement) {
+    add(&settlement.route.counts.lost, 1);
+    tracing::warn!(
+        queue, handler = settlement.route.name(), msg_id = settlement.lease.msg_id,
+        "a verdict was refused: the lease was lost and another node has the message, or it is gone"
+    );
+}

@@ -1,0 +1,480 @@
+//! Claims the messages of one queue and starts attempts.
+//!
+//! One loop a queue and node. It asks for as many messages of each handler as the handler has room
+//! for, so a slow handler never stands in the way of another, and it keeps a few in a buffer, so
+//! that a fast handler does not wait for a round trip each time.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection, PgConnection};
+use tokio::sync::{OwnedRwLockReadGuard, mpsc};
+
+use super::{
+    Node, Route,
+    attempt::{self, Message},
+    settle::{Failed, Settler, Verdict},
+};
+use crate::{
+    event::{EnvelopeMeta, Headers, RawBody},
+    handler::Delivery,
+    store::{
+        self, Failure,
+        queue::{self, Claimed, Claims, Want, Which},
+    },
+};
+
+/// Shortest wait between two polls of an idle queue; it doubles up to the idle poll interval.
+const SHORTEST_POLL: Duration = Duration::from_millis(25);
+
+/// How often all due messages are looked at, and not only those since the last sweep.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Senders may commit this much later than the due time they wrote; the sweep finds later ones.
+const LATE_SENDERS_MICROS: i64 = 5_000_000;
+
+/// How often a message may lose its lease without a verdict before it is dead-lettered.
+const MOST_ABANDONMENTS: u32 = 10;
+
+/// A batch that was filled within this time says that the handler could take more at once.
+const QUICK: Duration = Duration::from_millis(500);
+
+/// A handler of this queue and the messages of it that this node holds.
+struct Lane {
+    route: Arc<Route>,
+    buffer: VecDeque<Held>,
+    running: usize,
+    /// How many messages may wait in the buffer; grows while the handler keeps up.
+    prefetch: usize,
+    not_before_micros: i64,
+    filled_at: Instant,
+}
+
+/// A claimed message. The guard keeps messages that may kill the process from running beside it.
+struct Held {
+    message: Message,
+    guard: Arc<OwnedRwLockReadGuard<()>>,
+}
+
+impl Lane {
+    fn new(route: Arc<Route>, batch_size: usize) -> Self {
+        let prefetch = if route.descriptor.batch { batch_size } else { route.concurrency };
+        Self {
+            route,
+            buffer: VecDeque::new(),
+            running: 0,
+            prefetch,
+            not_before_micros: 0,
+            filled_at: Instant::now(),
+        }
+    }
+
+    /// How many messages to ask for.
+    fn room(&self, batch_size: usize) -> usize {
+        let per_call = if self.route.descriptor.batch { batch_size } else { 1 };
+        let running = self.running * per_call;
+        let wanted = (self.route.concurrency * per_call).saturating_sub(running) + self.prefetch;
+        // A handler that is busy with all its slots asks again only when half its buffer is gone.
+        let missing = wanted.saturating_sub(self.buffer.len());
+        if self.running >= self.route.concurrency && self.buffer.len() > self.prefetch / 2 {
+            0
+        } else {
+            missing.min(batch_size.max(self.route.concurrency))
+        }
+    }
+}
+
+/// Runs until the node stops; then gives back what was not started and waits for what runs.
+pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>, settler: Settler) {
+    let bell = node.client.bell().of(&queue);
+    let batch_size = node.settings.batch_size;
+    let mut lanes: Vec<Lane> =
+        routes.into_iter().map(|route| Lane::new(route, batch_size)).collect();
+    let (finished, mut ends) = mpsc::unbounded_channel::<usize>();
+    let mut claimer = Claimer { node: Arc::clone(&node), queue: queue.clone(), connection: None };
+    let mut poll = SHORTEST_POLL;
+    let mut swept_at: Option<Instant> = None;
+    let mut claim_now = true;
+
+    while !node.stop.is_cancelled() {
+        start_attempts(&node, &mut lanes, &settler, &finished);
+        let rooms: Vec<usize> = lanes.iter().map(|lane| lane.room(batch_size)).collect();
+        let has_room = rooms.iter().any(|&room| room > 0);
+        if claim_now && has_room {
+            let sweep = swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
+            let claimed = tokio::select! {
+                claimed = claimer.fill(&mut lanes, &rooms, sweep, &settler) => claimed,
+                () = node.stop.cancelled() => break,
+            };
+            match claimed {
+                Some(count) => {
+                    if sweep {
+                        swept_at = Some(Instant::now());
+                        tokio::select! {
+                            () = claimer.run_suspect(&lanes, &settler) => {}
+                            () = node.stop.cancelled() => break,
+                        }
+                    }
+                    // A lane that got all it asked for probably has more waiting.
+                    claim_now = count.filled;
+                    poll = if count.any { SHORTEST_POLL } else { (poll * 2).min(node.settings.idle_poll) };
+                }
+                None => {
+                    claim_now = false;
+                    poll = node.settings.idle_poll;
+                }
+            }
+            continue;
+        }
+        tokio::select! {
+            Some(lane) = ends.recv() => {
+                lanes[lane].running -= 1;
+                while let Ok(lane) = ends.try_recv() {
+                    lanes[lane].running -= 1;
+                }
+                // Messages that waited for room are claimed now; an empty queue is only polled.
+                claim_now |= !has_room;
+            }
+            () = bell.notified(), if has_room => {
+                claim_now = true;
+                poll = SHORTEST_POLL;
+            }
+            () = tokio::time::sleep(poll), if has_room => claim_now = true,
+            () = node.stop.cancelled() => {}
+        }
+    }
+
+    for lane in &mut lanes {
+        for held in lane.buffer.drain(..) {
+            give_back(&settler, &lane.route, &held.message);
+        }
+    }
+    claimer.close().await;
+    // Every attempt holds a sender; the last one to end closes the channel.
+    drop(finished);
+    while ends.recv().await.is_some() {}
+}
+
+/// Starts as many attempts as the handlers have free slots for.
+fn start_attempts(
+    node: &Arc<Node>,
+    lanes: &mut [Lane],
+    settler: &Settler,
+    finished: &mpsc::UnboundedSender<usize>,
+) {
+    let shortest_lease = node.settings.lease / 3;
+    for (index, lane) in lanes.iter_mut().enumerate() {
+        let size = if lane.route.descriptor.batch { node.settings.batch_size } else { 1 };
+        while lane.running < lane.route.concurrency && !lane.buffer.is_empty() {
+            let count = size.min(lane.buffer.len());
+            let mut messages = Vec::with_capacity(count);
+            let mut guards = Vec::with_capacity(1);
+            for held in lane.buffer.drain(..count) {
+                let lease = &held.message.lease;
+                if lease.lost.is_cancelled() {
+                    node.leases.end(&lane.route.queue, lease);
+                } else if lease.remaining() < shortest_lease {
+                    // It was not extended in time. Started now, it could be claimed elsewhere.
+                    give_back(settler, &lane.route, &held.message);
+                } else {
+                    messages.push(held.message);
+                    guards.push(held.guard);
+                }
+            }
+            if messages.is_empty() {
+                continue;
+            }
+            lane.running += 1;
+            let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
+            let (settler, finished) = (settler.clone(), finished.clone());
+            tokio::spawn(async move {
+                attempt::run(&node, &route, &settler, messages).await;
+                drop(guards);
+                // The worker is gone only if the whole runtime is.
+                let _ = finished.send(index);
+            });
+        }
+    }
+}
+
+fn give_back(settler: &Settler, route: &Arc<Route>, message: &Message) {
+    let verdict = Verdict::Release { delay: Duration::ZERO, failure: None };
+    settler.settle(Arc::clone(&message.lease), Arc::clone(route), verdict);
+}
+
+/// What a claim brought.
+struct Count {
+    any: bool,
+    /// A lane got all it asked for.
+    filled: bool,
+}
+
+/// The worker's connection for claims: one of its own, so that handlers which hold every connection
+/// of the pool do not stop it.
+struct Claimer {
+    node: Arc<Node>,
+    queue: String,
+    connection: Option<PgConnection>,
+}
+
+impl Claimer {
+    /// Claims messages into the lanes' buffers; `None` after an error, which was reported.
+    async fn fill(
+        &mut self,
+        lanes: &mut [Lane],
+        rooms: &[usize],
+        sweep: bool,
+        settler: &Settler,
+    ) -> Option<Count> {
+        // Waits while a message that may kill this process runs.
+        let guard = Arc::new(Arc::clone(&self.node.isolation).read_owned().await);
+        let wants: Vec<Want> = lanes
+            .iter()
+            .zip(rooms)
+            .filter(|&(_, &room)| room > 0)
+            .map(|(lane, &room)| lane.want(room, sweep))
+            .collect();
+        let sent_at = Instant::now();
+        let claims = self.claim(&wants, Which::Ordinary).await?;
+        let mut counts = vec![0_usize; lanes.len()];
+        let mut newest = vec![i64::MIN; lanes.len()];
+        let any = !claims.messages.is_empty();
+        let deadline = sent_at + self.node.settings.lease;
+        for claimed in claims.messages {
+            let Some((index, message)) = self.take_in(lanes, claimed, deadline, settler) else {
+                continue;
+            };
+            counts[index] += 1;
+            newest[index] = newest[index].max(message.1);
+            lanes[index].buffer.push_back(Held { message: message.0, guard: Arc::clone(&guard) });
+        }
+        let mut filled = false;
+        for (index, lane) in lanes.iter_mut().enumerate().filter(|(index, _)| rooms[*index] > 0) {
+            let full = counts[index] >= rooms[index];
+            filled |= full;
+            lane.adapt(full, rooms[index], self.node.settings.batch_size);
+            if sweep && claims.at_micros > 0 {
+                // Everything that was due is claimed, or everything older than the newest claimed.
+                let seen = if full { newest[index] } else { claims.at_micros };
+                lane.not_before_micros = seen.saturating_sub(LATE_SENDERS_MICROS).max(0);
+            }
+        }
+        Some(Count { any, filled })
+    }
+
+    /// Runs one message that has lost its lease before, with nothing beside it in this process.
+    async fn run_suspect(&mut self, lanes: &[Lane], settler: &Settler) {
+        let wants: Vec<Want> = lanes.iter().map(|lane| lane.want(1, true)).collect();
+        if !self.has_suspect(&wants).await {
+            return;
+        }
+        let node = Arc::clone(&self.node);
+        let _alone = node.isolation.write().await;
+        let sent_at = Instant::now();
+        let Some(claims) = self.claim(&wants, Which::Suspect).await else { return };
+        for claimed in claims.messages {
+            let deadline = sent_at + node.settings.lease;
+            if let Some((index, (message, _))) = self.take_in(lanes, claimed, deadline, settler) {
+                let route = &lanes[index].route;
+                tracing::warn!(
+                    handler = route.name(), msg_id = message.lease.msg_id,
+                    abandoned = message.delivery.meta.headers.abandoned,
+                    "running a message alone, because it lost its lease repeatedly"
+                );
+                attempt::run(&node, route, settler, vec![message]).await;
+            }
+        }
+    }
+
+    async fn has_suspect(&mut self, wants: &[Want]) -> bool {
+        let queue = self.queue.clone();
+        let Some(connection) = self.connect().await else { return false };
+        match queue::has_suspect(connection, &queue, wants).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.failed(&error).await;
+                false
+            }
+        }
+    }
+
+    /// Turns a claimed row into a message, or into the verdict on a row that is none.
+    fn take_in(
+        &self,
+        lanes: &[Lane],
+        claimed: Claimed,
+        deadline: Instant,
+        settler: &Settler,
+    ) -> Option<(usize, (Message, i64))> {
+        let leases = &self.node.leases;
+        let lease = leases.hold(&self.queue, claimed.msg_id, claimed.read_ct, deadline);
+        let headers = serde_json::from_str::<Headers>(&claimed.headers);
+        let handler = headers.as_ref().map_or_else(
+            |_| handler_of(&claimed.headers),
+            |headers| Some(headers.handler.clone()),
+        );
+        let version = headers.as_ref().map(|headers| headers.event_version).ok();
+        let lane = lanes.iter().position(|lane| {
+            Some(lane.route.name()) == handler.as_deref()
+                && version.is_none_or(|version| lane.route.event_version == version)
+        });
+        let Some(index) = lane else {
+            tracing::error!(queue = self.queue, msg_id = claimed.msg_id, "claimed a message of no handler of this node, its lease will end");
+            leases.end(&self.queue, &lease);
+            return None;
+        };
+        let route = &lanes[index].route;
+        let refuse = |reason: &'static str, error: String, attempts: u32, errors| {
+            let failed = Failed { attempts, errors };
+            settler.settle(
+                Arc::clone(&lease),
+                Arc::clone(route),
+                Verdict::DeadLetter { reason, error, failed },
+            );
+            None
+        };
+        let headers = match headers {
+            Ok(headers) => headers,
+            Err(error) => {
+                return refuse("Malformed message", format!("the headers cannot be read: {error}"), 0, Vec::new());
+            }
+        };
+        let (attempts, errors) = (headers.attempts, headers.errors.clone());
+        if headers.abandoned >= MOST_ABANDONMENTS {
+            let error = format!(
+                "the lease ended {} times without a verdict: the handler may be killing its process, or running longer than its lease can be extended",
+                headers.abandoned
+            );
+            return refuse("Abandoned", error, attempts, errors);
+        }
+        let Some(body) = claimed.body else {
+            let error = format!("the message is larger than {} bytes", self.node.settings.max_body_bytes);
+            return refuse("Too large", error, attempts, errors);
+        };
+        let raw = match serde_json::from_str::<RawBody<'_>>(&body) {
+            Ok(raw) => raw,
+            Err(error) => {
+                return refuse("Malformed message", format!("the body is no envelope: {error}"), attempts, errors);
+            }
+        };
+        if raw.body.event_type != route.event_type {
+            let error = format!(
+                "the message is a `{}`, the handler takes `{}`", raw.body.event_type, route.event_type
+            );
+            return refuse("Undecodable payload", error, attempts, errors);
+        }
+        let payload = raw.payload.get().into();
+        let meta = EnvelopeMeta {
+            body: raw.body,
+            headers,
+            group: route.group.clone(),
+            message_id: claimed.msg_id,
+            read_count: claimed.read_ct,
+        };
+        let delivery = Delivery { meta: Arc::new(meta), payload };
+        Some((index, (Message { delivery, lease }, claimed.enqueued_at_micros)))
+    }
+
+    async fn claim(&mut self, wants: &[Want], which: Which) -> Option<Claims> {
+        let queue = self.queue.clone();
+        let (lease, most) = (self.node.settings.lease, self.node.settings.max_body_bytes);
+        let connection = self.connect().await?;
+        match queue::claim(connection, &queue, wants, which, lease, most).await {
+            Ok(claims) => Some(claims),
+            Err(error) => {
+                self.failed(&error).await;
+                None
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Option<&mut PgConnection> {
+        if self.connection.is_none() {
+            let connected = async {
+                let mut connection = PgConnection::connect_with(&self.node.options).await?;
+                queue::prepare_to_claim(&mut connection).await?;
+                Ok::<_, sqlx::Error>(connection)
+            };
+            match connected.await {
+                Ok(connection) => self.connection = Some(connection),
+                Err(error) => {
+                    self.failed(&error).await;
+                    return None;
+                }
+            }
+        }
+        self.connection.as_mut()
+    }
+
+    async fn failed(&mut self, error: &sqlx::Error) {
+        if store::classify(error) == Failure::MissingTable {
+            self.node.restore_queues(error).await;
+        } else {
+            tracing::warn!(%error, queue = self.queue, "could not claim, connecting again");
+        }
+        self.connection = None;
+    }
+
+    async fn close(self) {
+        if let Some(connection) = self.connection {
+            // The session ends either way; closing it properly only spares the server a log line.
+            let _ = connection.close().await;
+        }
+    }
+}
+
+impl Lane {
+    fn want(&self, room: usize, sweep: bool) -> Want {
+        Want {
+            handler: self.route.name().to_owned(),
+            event_version: self.route.event_version,
+            slots: room.try_into().unwrap_or(i32::MAX),
+            not_before_micros: if sweep { 0 } else { self.not_before_micros },
+        }
+    }
+
+    /// Lets the buffer grow while the handler empties it quickly, so that a slow one does not keep
+    /// messages that another node could handle.
+    fn adapt(&mut self, full: bool, room: usize, batch_size: usize) {
+        if self.route.descriptor.batch {
+            return;
+        }
+        let quick = self.filled_at.elapsed() < QUICK;
+        if full && quick && room > 1 {
+            self.prefetch = (self.prefetch * 2).min(batch_size.max(self.route.concurrency));
+        } else if !quick {
+            self.prefetch = self.route.concurrency.min(batch_size);
+        }
+        if room > 0 {
+            self.filled_at = Instant::now();
+        }
+    }
+}
+
+/// The handler's name of headers that cannot be read as a whole.
+fn handler_of(headers: &str) -> Option<String> {
+    let headers: serde_json::Value = serde_json::from_str(headers).ok()?;
+    Some(headers.get("handler")?.as_str()?.to_owned())
+}
+
+impl Node {
+    /// Brings back a queue that was dropped by hand.
+    pub(super) async fn restore_queues(&self, found: &sqlx::Error) {
+        tracing::error!(
+            error = %found, namespace = self.row.namespace,
+            "a queue is gone, restoring it empty; what waited in it is still in core.event_log"
+        );
+        let restored = match self.client.pool().acquire().await {
+            Ok(mut connection) => {
+                store::subscriptions::restore_queues(&mut connection, &self.row.namespace).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = restored {
+            tracing::error!(%error, "could not restore the queues, trying again at the next poll");
+        }
+    }
+}

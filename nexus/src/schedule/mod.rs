@@ -1,0 +1,117 @@
+//! Cron expressions and the next tick: pure arithmetic.
+
+use croner::{
+    Cron,
+    parser::{CronParser, Seconds, Year},
+};
+use jiff::{Timestamp, tz::TimeZone};
+
+/// When a scheduled task is due: a cron expression in a time zone.
+#[derive(Debug, Clone)]
+pub(crate) struct Schedule {
+    cron: Cron,
+    time_zone: TimeZone,
+}
+
+/// Why a schedule cannot be computed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScheduleError {
+    #[error("cron expression `{expression}` is not valid: {reason}")]
+    Expression { expression: String, reason: String },
+    #[error("time zone `{time_zone}` is not known")]
+    TimeZone { time_zone: String, source: jiff::Error },
+    #[error("cron expression `{expression}` never comes due again")]
+    Never { expression: String },
+}
+
+impl Schedule {
+    /// Five fields, six with seconds first, or a name such as `@hourly`; UTC without a zone.
+    pub(crate) fn parse(expression: &str, time_zone: Option<&str>) -> Result<Self, ScheduleError> {
+        let cron = CronParser::builder()
+            .seconds(Seconds::Optional)
+            .year(Year::Disallowed)
+            .build()
+            .parse(expression)
+            .map_err(|error| ScheduleError::Expression {
+                expression: expression.to_owned(),
+                reason: error.to_string(),
+            })?;
+        let time_zone = match time_zone {
+            None => TimeZone::UTC,
+            Some(name) => TimeZone::get(name).map_err(|source| ScheduleError::TimeZone {
+                time_zone: name.to_owned(),
+                source,
+            })?,
+        };
+        Ok(Self { cron, time_zone })
+    }
+
+    /// The first due time after `after`.
+    pub(crate) fn next_after(&self, after: Timestamp) -> Result<Timestamp, ScheduleError> {
+        let after = after.to_zoned(self.time_zone.clone());
+        self.cron
+            .find_next_occurrence(&after, false)
+            .map(|next| next.timestamp())
+            .map_err(|_| ScheduleError::Never { expression: self.cron.as_str().to_owned() })
+    }
+
+    /// The last due time at or before `now`, starting from a due time `from` that has passed.
+    ///
+    /// What came due while nobody was running is fired once, for the newest of the missed times.
+    pub(crate) fn latest_due(
+        &self,
+        from: Timestamp,
+        now: Timestamp,
+    ) -> Result<Timestamp, ScheduleError> {
+        let zoned = now.to_zoned(self.time_zone.clone());
+        match self.cron.find_previous_occurrence(&zoned, true) {
+            Ok(previous) if previous.timestamp() > from => Ok(previous.timestamp()),
+            _ => Ok(from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn counts_in_the_zone_of_the_task() {
+        let schedule = Schedule::parse("30 9 * * *", Some("Europe/Berlin")).unwrap();
+        assert_eq!(schedule.next_after(at("2026-07-01T00:00:00Z")).unwrap(), at("2026-07-01T07:30:00Z"));
+        assert_eq!(schedule.next_after(at("2026-12-01T00:00:00Z")).unwrap(), at("2026-12-01T08:30:00Z"));
+    }
+
+    #[test]
+    fn takes_five_fields_six_fields_and_names() {
+        let next = |expression: &str| {
+            let schedule = Schedule::parse(expression, None).unwrap();
+            schedule.next_after(at("2026-01-01T00:00:00Z")).unwrap().to_string()
+        };
+        assert_eq!(next("*/5 * * * *"), "2026-01-01T00:05:00Z");
+        assert_eq!(next("*/10 * * * * *"), "2026-01-01T00:00:10Z");
+        assert_eq!(next("@hourly"), "2026-01-01T01:00:00Z");
+    }
+
+    #[test]
+    fn fires_the_newest_of_the_missed_times() {
+        let schedule = Schedule::parse("0 * * * *", None).unwrap();
+        let latest = schedule.latest_due(at("2026-01-01T01:00:00Z"), at("2026-01-01T05:20:00Z"));
+        assert_eq!(latest.unwrap(), at("2026-01-01T05:00:00Z"));
+        let on_time = schedule.latest_due(at("2026-01-01T01:00:00Z"), at("2026-01-01T01:00:00.2Z"));
+        assert_eq!(on_time.unwrap(), at("2026-01-01T01:00:00Z"));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        assert!(Schedule::parse("61 * * * *", None).is_err());
+        let error = Schedule::parse("* * * * *", Some("Europe/Berln")).unwrap_err();
+        assert_eq!(error.to_string(), "time zone `Europe/Berln` is not known");
+        let never = Schedule::parse("0 0 31 2 *", None).unwrap();
+        assert!(never.next_after(at("2026-01-01T00:00:00Z")).is_err());
+    }
+}

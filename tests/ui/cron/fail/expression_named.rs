@@ -1,0 +1,8 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[cron(schedule = "@daily")]
+async fn cleanup() {}
+
+fn main() {}

@@ -1,0 +1,8 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[cron("@daily", timezone = "UTC")]
+async fn cleanup() {}
+
+fn main() {}

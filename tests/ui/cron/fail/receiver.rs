@@ -1,0 +1,12 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+struct Service;
+
+impl Service {
+    #[cron("@daily")]
+    async fn cleanup(&self) {}
+}
+
+fn main() {}

@@ -1,0 +1,8 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[cron("@daily", tz = UTC)]
+async fn cleanup() {}
+
+fn main() {}

@@ -1,0 +1,13 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+#[event = "user.created"]
+struct UserCreated;
+
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+#[event]
+struct UserDeleted;
+
+fn main() {}

@@ -1,0 +1,12 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+#[event(version = 0)]
+struct UserCreated;
+
+#[handler]
+async fn greet(event: UserCreated) {}
+
+fn main() {}

@@ -1,0 +1,8 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+struct Größe;
+
+fn main() {}

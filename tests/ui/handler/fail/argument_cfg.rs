@@ -1,0 +1,13 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+struct UserCreated {
+    user_id: u64,
+}
+
+#[handler]
+async fn greet(event: UserCreated, #[cfg(test)] ctx: Ctx) {}
+
+fn main() {}

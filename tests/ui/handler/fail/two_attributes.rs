@@ -1,0 +1,14 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+struct UserCreated {
+    user_id: u64,
+}
+
+#[handler]
+#[handler(group = "billing")]
+async fn greet(event: UserCreated) {}
+
+fn main() {}

@@ -58,7 +58,12 @@ struct Value {
 
 impl Arguments {
     pub(crate) fn none(accepted: &'static Accepted) -> Self {
-        Self { accepted, leading: None, options: Vec::new(), excused: false }
+        Self {
+            accepted,
+            leading: None,
+            options: Vec::new(),
+            excused: false,
+        }
     }
 
     /// Takes the arguments apart, and reports what is not understood, unknown or given twice.
@@ -121,13 +126,20 @@ impl Arguments {
     }
 
     fn is_known(&self, name: &str) -> bool {
-        self.accepted.options.iter().any(|(known, _)| *known == name)
+        self.accepted
+            .options
+            .iter()
+            .any(|(known, _)| *known == name)
     }
 
     fn add(&mut self, key: &Ident, rest: &[TokenTree], diagnostics: &mut Diagnostics) {
         let attribute = self.accepted.attribute;
         let name = key.unraw().to_string();
-        let Some((_, example)) = self.accepted.options.iter().find(|(known, _)| *known == name)
+        let Some((_, example)) = self
+            .accepted
+            .options
+            .iter()
+            .find(|(known, _)| *known == name)
         else {
             self.excused |= self.hint(&name).is_some();
             diagnostics.error(key.span(), self.unknown(&name));
@@ -141,12 +153,21 @@ impl Arguments {
             return;
         }
         match rest {
-            [TokenTree::Punct(equals), value @ ..] if equals.as_char() == '=' && !value.is_empty() => {
-                self.options.push((key.unraw(), Value { tokens: value.to_vec() }));
+            [TokenTree::Punct(equals), value @ ..]
+                if equals.as_char() == '=' && !value.is_empty() =>
+            {
+                self.options.push((
+                    key.unraw(),
+                    Value {
+                        tokens: value.to_vec(),
+                    },
+                ));
             }
             _ => diagnostics.error(
                 key.span(),
-                format!("option `{name}` of `{attribute}` needs a value: write `{name} = {example}`"),
+                format!(
+                    "option `{name}` of `{attribute}` needs a value: write `{name} = {example}`"
+                ),
             ),
         }
     }
@@ -164,12 +185,17 @@ impl Arguments {
     }
 
     fn unknown(&self, name: &str) -> String {
-        let Accepted { attribute, options, .. } = self.accepted;
+        let Accepted {
+            attribute, options, ..
+        } = self.accepted;
         if let Some(hint) = self.hint(name) {
             return format!("unknown option `{name}` for `{attribute}`; {hint}");
         }
         let known = || options.iter().map(|&(option, _)| option);
-        let synonym = SYNONYMS.iter().find(|(word, _)| *word == name).map(|&(_, option)| option);
+        let synonym = SYNONYMS
+            .iter()
+            .find(|(word, _)| *word == name)
+            .map(|&(_, option)| option);
         let meant = synonym
             .filter(|synonym| known().any(|option| option == *synonym))
             .or_else(|| closest(name, known()));
@@ -181,12 +207,20 @@ impl Arguments {
     }
 
     fn hint(&self, name: &str) -> Option<&'static str> {
-        self.accepted.hints.iter().find(|(word, _)| *word == name).map(|&(_, hint)| hint)
+        self.accepted
+            .hints
+            .iter()
+            .find(|(word, _)| *word == name)
+            .map(|&(_, hint)| hint)
     }
 
     fn known_options(&self) -> String {
-        let known: Vec<_> =
-            self.accepted.options.iter().map(|(option, _)| format!("`{option}`")).collect();
+        let known: Vec<_> = self
+            .accepted
+            .options
+            .iter()
+            .map(|(option, _)| format!("`{option}`"))
+            .collect();
         format!("known options: {}", known.join(", "))
     }
 
@@ -223,7 +257,11 @@ impl Arguments {
         let written = value.to_token_stream().to_string().replace(' ', "");
         if let Some(Lit::Str(text)) = value.literal() {
             let text = text.value();
-            let digits = if text.parse::<u32>().is_ok() { &*text } else { self.example(name) };
+            let digits = if text.parse::<u32>().is_ok() {
+                &*text
+            } else {
+                self.example(name)
+            };
             diagnostics.error_over(
                 &value,
                 format!("option `{name}` is a number: write `{name} = {digits}`"),
@@ -231,7 +269,8 @@ impl Arguments {
             return None;
         }
         let digits = written.strip_prefix('-').unwrap_or(&written);
-        let is_number = syn::parse_str::<LitInt>(digits).is_ok_and(|number| number.suffix().is_empty());
+        let is_number =
+            syn::parse_str::<LitInt>(digits).is_ok_and(|number| number.suffix().is_empty());
         if !is_number {
             diagnostics.error_over(
                 &value,
@@ -254,8 +293,10 @@ impl Arguments {
             } else {
                 format!("at most {}", range.end())
             };
-            diagnostics
-                .error_over(&value, format!("option `{name}` must be {bound}, not {written}"));
+            diagnostics.error_over(
+                &value,
+                format!("option `{name}` must be {bound}, not {written}"),
+            );
         }
         number
     }
@@ -310,7 +351,9 @@ impl Arguments {
         };
         diagnostics.error_over(
             &value,
-            format!("option `{name}` is the name of a field, without quotes: write `{name} = {example}`"),
+            format!(
+                "option `{name}` is the name of a field, without quotes: write `{name} = {example}`"
+            ),
         );
         None
     }

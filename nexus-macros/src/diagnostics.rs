@@ -62,7 +62,12 @@ pub(crate) fn closest<'a>(
     let tolerated = (given.chars().count() / 3).max(1);
     known
         .into_iter()
-        .map(|word| (strsim::damerau_levenshtein(&given, &word.to_lowercase()), word))
+        .map(|word| {
+            (
+                strsim::damerau_levenshtein(&given, &word.to_lowercase()),
+                word,
+            )
+        })
         .filter(|&(distance, _)| distance <= tolerated)
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, word)| word)
@@ -70,7 +75,8 @@ pub(crate) fn closest<'a>(
 
 /// `; did you mean …?`, or nothing.
 pub(crate) fn did_you_mean(word: Option<impl Display>) -> String {
-    word.map(|word| format!("; did you mean `{word}`?")).unwrap_or_default()
+    word.map(|word| format!("; did you mean `{word}`?"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -81,9 +87,12 @@ mod tests {
 
     #[test]
     fn finds_the_word_that_was_meant() {
-        for (given, meant) in
-            [("max_atempts", "max_attempts"), ("gruop", "group"), ("Name", "name"), ("timout", "timeout")]
-        {
+        for (given, meant) in [
+            ("max_atempts", "max_attempts"),
+            ("gruop", "group"),
+            ("Name", "name"),
+            ("timout", "timeout"),
+        ] {
             assert_eq!(closest(given, KNOWN), Some(meant));
         }
     }
@@ -100,8 +109,12 @@ mod tests {
         let mut diagnostics = Diagnostics::default();
         diagnostics.error(Span::call_site(), "one");
         diagnostics.error(Span::call_site(), "two");
-        let all: Vec<_> =
-            diagnostics.finish(()).unwrap_err().into_iter().map(|e| e.to_string()).collect();
+        let all: Vec<_> = diagnostics
+            .finish(())
+            .unwrap_err()
+            .into_iter()
+            .map(|e| e.to_string())
+            .collect();
         assert_eq!(all, ["one", "two"]);
     }
 }

@@ -13,8 +13,13 @@ use std::time::Duration;
 use crate::diagnostics::{closest, did_you_mean};
 
 /// From the longest to the shortest: the unit and its length in milliseconds.
-const UNITS: [(&str, u64); 5] =
-    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const UNITS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 
 /// What people write for a unit that has another name here.
 const UNIT_SYNONYMS: [(&str, &[&str]); 5] = [
@@ -22,7 +27,17 @@ const UNIT_SYNONYMS: [(&str, &[&str]); 5] = [
     ("h", &["hr", "hrs", "hour", "hours"]),
     ("m", &["min", "mins", "minute", "minutes"]),
     ("s", &["sec", "secs", "second", "seconds"]),
-    ("ms", &["msec", "msecs", "milli", "millis", "millisecond", "milliseconds"]),
+    (
+        "ms",
+        &[
+            "msec",
+            "msecs",
+            "milli",
+            "millis",
+            "millisecond",
+            "milliseconds",
+        ],
+    ),
 ];
 
 /// Far beyond any sensible delay, and far below what overflows a timestamp.
@@ -109,7 +124,9 @@ pub(crate) fn parse_backoff(text: &str) -> Result<Backoff, String> {
     const FORMS: &str = "accepted: `exponential(1s..10m)`, which doubles from the first delay up to the second, and `fixed(5s)`";
     let text = text.trim();
     if parse_duration(text).is_ok() {
-        return Err(format!("`{text}` is only a duration; did you mean `fixed({text})`?"));
+        return Err(format!(
+            "`{text}` is only a duration; did you mean `fixed({text})`?"
+        ));
     }
     let (kind, bounds) = match text.split_once('(') {
         Some((kind, rest)) => (kind.trim_end(), rest.strip_suffix(')').map(str::trim)),
@@ -121,7 +138,10 @@ pub(crate) fn parse_backoff(text: &str) -> Result<Backoff, String> {
             Some(_) => Err(format!(
                 "`fixed` takes one delay; did you mean `exponential({bounds})`?"
             )),
-            None => parse_duration(bounds).map(|delay| Backoff { first: delay, max: delay }),
+            None => parse_duration(bounds).map(|delay| Backoff {
+                first: delay,
+                max: delay,
+            }),
         },
         ("exponential" | "fixed", None) => {
             Err(format!("`{text}` lacks its delays in parentheses\n{FORMS}"))
@@ -129,7 +149,10 @@ pub(crate) fn parse_backoff(text: &str) -> Result<Backoff, String> {
         _ => {
             let meant = closest(kind, ["exponential", "fixed"]);
             let meant = meant.map(|meant| format!("{meant}{}", &text[kind.len()..]));
-            Err(format!("`{text}` is no backoff{}\n{FORMS}", did_you_mean(meant)))
+            Err(format!(
+                "`{text}` is no backoff{}\n{FORMS}",
+                did_you_mean(meant)
+            ))
         }
     }
 }
@@ -204,7 +227,10 @@ mod tests {
             max: Duration::from_secs(max),
         };
         assert_eq!(parse_backoff("exponential(1s..10m)"), Ok(seconds(1, 600)));
-        assert_eq!(parse_backoff(" exponential ( 5s .. 5s ) "), Ok(seconds(5, 5)));
+        assert_eq!(
+            parse_backoff(" exponential ( 5s .. 5s ) "),
+            Ok(seconds(5, 5))
+        );
         assert_eq!(parse_backoff("fixed(1m 30s)"), Ok(seconds(90, 90)));
     }
 
@@ -219,7 +245,10 @@ mod tests {
             ("exponential(1s..10m", "lacks its delays"),
             ("exponential(1s)", "did you mean `exponential(1s..10m)`?"),
             ("exponential(1s..=10m)", "write `exponential(1s..10m)`"),
-            ("exponential(10m..1s)", "did you mean `exponential(1s..10m)`?"),
+            (
+                "exponential(10m..1s)",
+                "did you mean `exponential(1s..10m)`?",
+            ),
             ("exponential(1..10m)", "`1` has no unit"),
             ("fixed(1s..2s)", "did you mean `exponential(1s..2s)`?"),
             ("fixed(0s)", "is zero"),

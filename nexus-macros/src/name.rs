@@ -12,7 +12,10 @@ pub(crate) fn is_event_type(name: &str) -> bool {
 
 fn is_segment(segment: &str) -> bool {
     let is_word = |word: &str| {
-        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
     };
     segment.starts_with(|c: char| c.is_ascii_lowercase()) && segment.split('_').all(is_word)
 }
@@ -57,7 +60,9 @@ pub(crate) fn event_type_of(type_name: &str) -> Option<String> {
 
 /// A well formed event type that `given` may have meant.
 pub(crate) fn meant_event_type(given: &str) -> Option<String> {
-    let segments = given.split(['.', ':', '/', ' ']).filter(|segment| !segment.is_empty());
+    let segments = given
+        .split(['.', ':', '/', ' '])
+        .filter(|segment| !segment.is_empty());
     let name = segments
         .map(|segment| {
             let joint = if segment.contains('_') { "_" } else { "." };
@@ -83,7 +88,10 @@ fn words_of(name: &str) -> Vec<String> {
             words.push(String::new());
         }
         if letter != '_' && letter != '-' {
-            words.last_mut().expect("there is a first word").extend(letter.to_lowercase());
+            words
+                .last_mut()
+                .expect("there is a first word")
+                .extend(letter.to_lowercase());
         }
     }
     words.retain(|word| !word.is_empty());
@@ -134,7 +142,17 @@ mod tests {
         for name in ["a", "user.created", "http.server_down.v2"] {
             assert!(is_event_type(name), "{name}");
         }
-        for name in ["", "User", "user..created", "user.", "a__b", "_a", "a_", "1a", "a-b"] {
+        for name in [
+            "",
+            "User",
+            "user..created",
+            "user.",
+            "a__b",
+            "_a",
+            "a_",
+            "1a",
+            "a-b",
+        ] {
             assert!(!is_event_type(name), "{name}");
         }
     }
@@ -152,7 +170,11 @@ mod tests {
             assert!(check_name(name).unwrap_err().contains(part), "{name}");
         }
         assert_eq!(check_name("Billing-2"), Ok(()));
-        assert!(check_cron_name("clean-up").unwrap_err().contains("is no part of an event type"));
+        assert!(
+            check_cron_name("clean-up")
+                .unwrap_err()
+                .contains("is no part of an event type")
+        );
         assert_eq!(check_cron_name("clean_up"), Ok(()));
     }
 }

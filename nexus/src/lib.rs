@@ -26,7 +26,7 @@ pub use nexus_macros::{Event, cron, handler};
 /// What nearly every file of an app needs.
 pub mod prelude {
     pub use crate::{
-        App, Batch, Client, Ctx, Emit, Envelope, Event, ResultExt, State, Tick, Tx,
+        App, Batch, Client, Ctx, Emit, Envelope, Error, Event, ResultExt, State, Tick, Tx,
     };
     #[cfg(feature = "macros")]
     pub use crate::{cron, handler};

@@ -32,7 +32,10 @@ pub(super) struct Mistake {
 
 impl Mistake {
     fn new(at: Range<usize>, message: impl Into<String>) -> Self {
-        Self { at, message: message.into() }
+        Self {
+            at,
+            message: message.into(),
+        }
     }
 
     /// The message, and under the expression a line that points at the mistake.
@@ -46,10 +49,18 @@ impl Mistake {
     }
 }
 
-const NICKNAMES: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
+const NICKNAMES: [&str; 6] = [
+    "@yearly",
+    "@annually",
+    "@monthly",
+    "@weekly",
+    "@daily",
+    "@hourly",
+];
 
-const MONTHS: [&str; 12] =
-    ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"];
+const MONTHS: [&str; 12] = [
+    "JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC",
+];
 const WEEKDAYS: [&str; 7] = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
 
 /// The longest that each month can be.
@@ -65,12 +76,42 @@ struct Field {
 }
 
 const FIELDS: [Field; 6] = [
-    Field { name: "second", min: 0, max: 59, names: &[] },
-    Field { name: "minute", min: 0, max: 59, names: &[] },
-    Field { name: "hour", min: 0, max: 23, names: &[] },
-    Field { name: DAY_OF_MONTH, min: 1, max: 31, names: &[] },
-    Field { name: "month", min: 1, max: 12, names: &MONTHS },
-    Field { name: DAY_OF_WEEK, min: 0, max: 7, names: &WEEKDAYS },
+    Field {
+        name: "second",
+        min: 0,
+        max: 59,
+        names: &[],
+    },
+    Field {
+        name: "minute",
+        min: 0,
+        max: 59,
+        names: &[],
+    },
+    Field {
+        name: "hour",
+        min: 0,
+        max: 23,
+        names: &[],
+    },
+    Field {
+        name: DAY_OF_MONTH,
+        min: 1,
+        max: 31,
+        names: &[],
+    },
+    Field {
+        name: "month",
+        min: 1,
+        max: 12,
+        names: &MONTHS,
+    },
+    Field {
+        name: DAY_OF_WEEK,
+        min: 0,
+        max: 7,
+        names: &WEEKDAYS,
+    },
 ];
 const DAY_OF_MONTH: &str = "day-of-month";
 const DAY_OF_WEEK: &str = "day-of-week";
@@ -103,7 +144,11 @@ pub(super) fn check(text: &str) -> Result<(), Mistake> {
         5 => &FIELDS[1..],
         6 => &FIELDS[..],
         count => {
-            let year = if count == 7 { "; there is no field for the year" } else { "" };
+            let year = if count == 7 {
+                "; there is no field for the year"
+            } else {
+                ""
+            };
             return Err(Mistake::new(
                 whole,
                 format!(
@@ -116,8 +161,12 @@ pub(super) fn check(text: &str) -> Result<(), Mistake> {
     for (field, part) in fields.iter().zip(&parts) {
         values.push(check_field(field, &text[part.clone()], part.start)?);
     }
-    let [.., days, months, _] = &*values else { return Ok(()) };
-    let [.., days_part, months_part, weekdays_part] = &*parts else { return Ok(()) };
+    let [.., days, months, _] = &*values else {
+        return Ok(());
+    };
+    let [.., days_part, months_part, weekdays_part] = &*parts else {
+        return Ok(());
+    };
     if text[weekdays_part.clone()] == *"*"
         && let (Some(days), Some(months)) = (*days, *months)
         && never_due(days, months)
@@ -171,7 +220,9 @@ fn check_item(field: &Field, item: &str, in_list: bool) -> Result<Values, String
     let Field { name, min, max, .. } = *field;
     let invalid = |reason: String| Err(format!("invalid {name} field `{item}`: {reason}"));
     if item.is_empty() {
-        return Err(format!("the {name} field has a comma with nothing beside it"));
+        return Err(format!(
+            "the {name} field has a comma with nothing beside it"
+        ));
     }
     if item.contains('?') {
         return invalid("write `*` for any value".to_owned());
@@ -221,7 +272,11 @@ fn check_item(field: &Field, item: &str, in_list: bool) -> Result<Values, String
         }
         Some((Some(step), _)) => step,
     };
-    Ok(Some((first..=last).step_by(step as usize).fold(0, |bits, value| bits | 1 << value)))
+    Ok(Some(
+        (first..=last)
+            .step_by(step as usize)
+            .fold(0, |bits, value| bits | 1 << value),
+    ))
 }
 
 /// Whether an item is one of those that stand for another day in each month.
@@ -229,7 +284,11 @@ fn depends_on_month(field: &Field, item: &str) -> Result<bool, String> {
     if field.name == DAY_OF_MONTH {
         if let Some(day) = item.strip_suffix(['W', 'w']) {
             let is_last = day.eq_ignore_ascii_case("L");
-            return if is_last { Ok(true) } else { value(field, day, false).map(|_| true) };
+            return if is_last {
+                Ok(true)
+            } else {
+                value(field, day, false).map(|_| true)
+            };
         }
         return Ok(item.eq_ignore_ascii_case("L"));
     }
@@ -257,21 +316,32 @@ fn depends_on_month(field: &Field, item: &str) -> Result<bool, String> {
 
 /// A single value of a field; `ends_range` makes Sunday the last day of the week.
 fn value(field: &Field, text: &str, ends_range: bool) -> Result<u32, String> {
-    let Field { name, min, max, names } = *field;
+    let Field {
+        name,
+        min,
+        max,
+        names,
+    } = *field;
     let is_named = |name: &str| name.eq_ignore_ascii_case(text);
     let named = match (min..).zip(names).find(|(_, name)| is_named(name)) {
         Some((0, _)) if ends_range => Some(7),
         named => named.map(|(value, _)| value),
     };
-    named.or_else(|| number(text)).filter(|value| (min..=max).contains(value)).ok_or_else(|| {
-        let named = match names {
-            [first, .., last] => format!(", or {first} to {last}"),
-            _ => String::new(),
-        };
-        let start = text.get(..3).unwrap_or_default();
-        let meant = names.iter().find(|name| name.eq_ignore_ascii_case(start));
-        format!("invalid {name} field `{text}` (allowed: {min}-{max}{named}){}", did_you_mean(meant))
-    })
+    named
+        .or_else(|| number(text))
+        .filter(|value| (min..=max).contains(value))
+        .ok_or_else(|| {
+            let named = match names {
+                [first, .., last] => format!(", or {first} to {last}"),
+                _ => String::new(),
+            };
+            let start = text.get(..3).unwrap_or_default();
+            let meant = names.iter().find(|name| name.eq_ignore_ascii_case(start));
+            format!(
+                "invalid {name} field `{text}` (allowed: {min}-{max}{named}){}",
+                did_you_mean(meant)
+            )
+        })
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -314,11 +384,31 @@ mod tests {
 
     const REFUSED: [(&str, &str, &str); 36] = [
         ("*,5 * * * *", "*", "write it alone"),
-        ("61 * * * *", "61", "invalid minute field `61` (allowed: 0-59)"),
-        ("* 24 * * *", "24", "invalid hour field `24` (allowed: 0-23)"),
-        ("* * 0 * *", "0", "invalid day-of-month field `0` (allowed: 1-31)"),
-        ("* * * 13 *", "13", "invalid month field `13` (allowed: 1-12, or JAN to DEC)"),
-        ("* * * * 8", "8", "invalid day-of-week field `8` (allowed: 0-7, or SUN to SAT)"),
+        (
+            "61 * * * *",
+            "61",
+            "invalid minute field `61` (allowed: 0-59)",
+        ),
+        (
+            "* 24 * * *",
+            "24",
+            "invalid hour field `24` (allowed: 0-23)",
+        ),
+        (
+            "* * 0 * *",
+            "0",
+            "invalid day-of-month field `0` (allowed: 1-31)",
+        ),
+        (
+            "* * * 13 *",
+            "13",
+            "invalid month field `13` (allowed: 1-12, or JAN to DEC)",
+        ),
+        (
+            "* * * * 8",
+            "8",
+            "invalid day-of-week field `8` (allowed: 0-7, or SUN to SAT)",
+        ),
         ("60 * * * * *", "60", "invalid second field `60`"),
         ("* * * * MONDAY", "MONDAY", "did you mean `MON`?"),
         ("JAN * * * *", "JAN", "invalid minute field `JAN`"),
@@ -327,13 +417,21 @@ mod tests {
         ("1, * * * *", ",", "comma with nothing beside it"),
         ("* 5-40 * * *", "5-40", "invalid hour field `40`"),
         ("* 22-2 * * *", "22-2", "runs backwards; write `22-23,0-2`"),
-        ("* * * * FRI-MON", "FRI-MON", "runs backwards; write `5-7,0-1`"),
+        (
+            "* * * * FRI-MON",
+            "FRI-MON",
+            "runs backwards; write `5-7,0-1`",
+        ),
         ("/5 * * * *", "/5", "write `*/5`"),
         ("0/5 * * * *", "0/5", "write `0-59/5`, or `*/5`"),
         ("*/0 * * * *", "*/0", "`0` is no step"),
         ("*/ * * * *", "*/", "the step behind `/` is missing"),
         ("*/x * * * *", "*/x", "`x` is no step"),
-        ("*/90 * * * *", "*/90", "a step of 90 never repeats between 0 and 59"),
+        (
+            "*/90 * * * *",
+            "*/90",
+            "a step of 90 never repeats between 0 and 59",
+        ),
         ("0 0 ? * *", "?", "write `*`"),
         ("0 0 L-2 * *", "L-2", "invalid day-of-month field `L`"),
         ("0 0 * L *", "L", "invalid month field `L`"),
@@ -342,7 +440,11 @@ mod tests {
         ("0 0 32W * *", "32W", "invalid day-of-month field `32`"),
         ("* * * * +MON", "+MON", "invalid day-of-week field `+MON`"),
         ("* * *", "* * *", "this one has 3"),
-        ("0 0 0 1 1 * 2030", "0 0 0 1 1 * 2030", "this one has 7; there is no field for the year"),
+        (
+            "0 0 0 1 1 * 2030",
+            "0 0 0 1 1 * 2030",
+            "this one has 7; there is no field for the year",
+        ),
         ("", "", "is empty"),
         ("  ", "", "is empty"),
         ("@dayly", "@dayly", "did you mean `@daily`?"),
@@ -379,13 +481,17 @@ mod tests {
     /// What compiles must never be refused when the scheduler reads it.
     #[test]
     fn accepts_nothing_that_the_scheduler_refuses() {
-        let scheduler =
-            CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
+        let scheduler = CronParser::builder()
+            .seconds(Seconds::Optional)
+            .year(Year::Disallowed)
+            .build();
         let mut accepted = 0;
         for text in ACCEPTED {
             scheduler.parse(text).unwrap();
         }
-        let atoms = ["*", "0", "1", "7", "31", "59", "JAN", "SUN", "fri", "L", "W", "#", "?", "+", "2000"];
+        let atoms = [
+            "*", "0", "1", "7", "31", "59", "JAN", "SUN", "fri", "L", "W", "#", "?", "+", "2000",
+        ];
         let joints = ["", "-", "/", ",", "#", "L", "W"];
         for field in 0..6 {
             for first in atoms {

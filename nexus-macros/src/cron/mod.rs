@@ -23,7 +23,9 @@ pub(crate) fn cron(arguments: TokenStream, item: &TokenStream) -> TokenStream {
         .check(Function::parse(item.clone(), parse::ACCEPTED.attribute))
         .and_then(|function| handler::check(&function, options, trigger, &mut diagnostics));
     match diagnostics.finish(model) {
-        Ok(model) => model.map(|model| handler::expand(item, &model)).unwrap_or_default(),
+        Ok(model) => model
+            .map(|model| handler::expand(item, &model))
+            .unwrap_or_default(),
         Err(error) => error_beside(item, &error),
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     handler::Schedule,
 };
 
-const EXPRESSION_FIRST: &str = "the cron expression comes first, without a name: `#[cron(\"*/5 * * * *\")]`";
+const EXPRESSION_FIRST: &str =
+    "the cron expression comes first, without a name: `#[cron(\"*/5 * * * *\")]`";
 
 pub(super) static ACCEPTED: Accepted = Accepted {
     attribute: "#[cron]",
@@ -61,7 +62,10 @@ pub(super) fn schedule(
         },
         None => None,
     };
-    Some(Schedule { expression: expression?, time_zone })
+    Some(Schedule {
+        expression: expression?,
+        time_zone,
+    })
 }
 
 fn check_expression(literal: &LitStr, diagnostics: &mut Diagnostics) -> Option<String> {
@@ -81,5 +85,8 @@ fn span_within(literal: &LitStr, text: &str, part: Range<usize>) -> Span {
     let token = literal.token();
     let is_plain = token.to_string() == format!("\"{text}\"");
     let part = part.start + 1..part.end + 1;
-    is_plain.then(|| token.subspan(part)).flatten().unwrap_or_else(|| literal.span())
+    is_plain
+        .then(|| token.subspan(part))
+        .flatten()
+        .unwrap_or_else(|| literal.span())
 }

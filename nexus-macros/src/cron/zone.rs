@@ -9,7 +9,9 @@ pub(super) fn check(name: &str) -> Result<(), String> {
     if canonical == Some(name) {
         return Ok(());
     }
-    let meant = canonical.or_else(|| zone_of_city(name)).or_else(|| closest(name, names()));
+    let meant = canonical
+        .or_else(|| zone_of_city(name))
+        .or_else(|| closest(name, names()));
     Err(format!(
         "unknown time zone `{name}`{}\na time zone is a name of the IANA database, such as `Europe/Berlin` or `UTC`",
         did_you_mean(meant)
@@ -24,7 +26,8 @@ fn names() -> impl Iterator<Item = &'static str> {
 fn zone_of_city(city: &str) -> Option<&'static str> {
     let city = city.replace(' ', "_");
     names().find(|name| {
-        name.rsplit_once('/').is_some_and(|(_, last)| last.eq_ignore_ascii_case(&city))
+        name.rsplit_once('/')
+            .is_some_and(|(_, last)| last.eq_ignore_ascii_case(&city))
     })
 }
 
@@ -34,7 +37,12 @@ mod tests {
 
     #[test]
     fn knows_the_names_of_the_iana_database() {
-        for name in ["UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires", "Etc/GMT+2"] {
+        for name in [
+            "UTC",
+            "Europe/Berlin",
+            "America/Argentina/Buenos_Aires",
+            "Etc/GMT+2",
+        ] {
             assert_eq!(check(name), Ok(()));
         }
     }
@@ -49,7 +57,10 @@ mod tests {
             ("utc", "UTC"),
         ] {
             let error = check(name).unwrap_err();
-            assert!(error.contains(&format!("did you mean `{meant}`?")), "{error}");
+            assert!(
+                error.contains(&format!("did you mean `{meant}`?")),
+                "{error}"
+            );
         }
     }
 

@@ -18,8 +18,10 @@ pub(super) fn check(
     diagnostics: &mut Diagnostics,
 ) -> Event {
     if let Data::Union(data) = &input.data {
-        diagnostics
-            .error(data.union_token.span, "an event cannot be a union; use a struct or an enum");
+        diagnostics.error(
+            data.union_token.span,
+            "an event cannot be a union; use a struct or an enum",
+        );
     }
     if !input.generics.params.is_empty() {
         diagnostics.error_over(
@@ -31,7 +33,9 @@ pub(super) fn check(
         ident: input.ident.clone(),
         event_type: event_type(input, &attribute, diagnostics),
         version: attribute.version.unwrap_or(1),
-        key: attribute.key.and_then(|member| key(input, member, diagnostics)),
+        key: attribute
+            .key
+            .and_then(|member| key(input, member, diagnostics)),
     }
 }
 
@@ -55,8 +59,10 @@ fn event_type(
     };
     let event_type = literal.value();
     if event_type.is_empty() {
-        diagnostics
-            .error(literal.span(), "the event type is empty; write something like `user.created`");
+        diagnostics.error(
+            literal.span(),
+            "the event type is empty; write something like `user.created`",
+        );
     } else if !name::is_event_type(&event_type) {
         diagnostics.error(
             literal.span(),
@@ -77,7 +83,10 @@ fn key(input: &DeriveInput, member: Member, diagnostics: &mut Diagnostics) -> Op
                 diagnostics.error(member.span(), no_such_field(&owner, &data.fields, &member));
                 return None;
             }
-            Some(Key { member, variants: None })
+            Some(Key {
+                member,
+                variants: None,
+            })
         }
         Data::Enum(data) => {
             if let Some(without) = data.variants.iter().find(|v| !has(&v.fields, &member)) {
@@ -91,8 +100,15 @@ fn key(input: &DeriveInput, member: Member, diagnostics: &mut Diagnostics) -> Op
                 );
                 return None;
             }
-            let variants = data.variants.iter().map(|variant| variant.ident.clone()).collect();
-            Some(Key { member, variants: Some(variants) })
+            let variants = data
+                .variants
+                .iter()
+                .map(|variant| variant.ident.clone())
+                .collect();
+            Some(Key {
+                member,
+                variants: Some(variants),
+            })
         }
         Data::Union(_) => None,
     }
@@ -114,5 +130,8 @@ fn no_such_field(owner: &str, fields: &Fields, member: &Member) -> String {
         [] => "it has no fields".to_owned(),
         known => format!("its fields: `{}`", known.join("`, `")),
     };
-    format!("{owner} has no field `{member}`{}\n{known}", did_you_mean(meant))
+    format!(
+        "{owner} has no field `{member}`{}\n{known}",
+        did_you_mean(meant)
+    )
 }

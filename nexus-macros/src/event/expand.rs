@@ -7,7 +7,12 @@ use syn::{DeriveInput, ext::IdentExt, spanned::Spanned};
 use super::model::{Event, Key};
 
 pub(super) fn expand(event: &Event) -> TokenStream {
-    let Event { ident, event_type, version, key } = event;
+    let Event {
+        ident,
+        event_type,
+        version,
+        key,
+    } = event;
     let name = ident.unraw().to_string();
     let event_key = key.as_ref().map(event_key);
     quote! {

@@ -9,11 +9,12 @@ use crate::{
 
 static ACCEPTED: Accepted = Accepted {
     attribute: "#[event]",
-    options: &[("type", "\"user.created\""), ("version", "2"), ("key", "user_id")],
-    hints: &[(
-        "name",
-        "write `type = \"user.created\"` for the event type",
-    )],
+    options: &[
+        ("type", "\"user.created\""),
+        ("version", "2"),
+        ("key", "user_id"),
+    ],
+    hints: &[("name", "write `type = \"user.created\"` for the event type")],
     leading_text: false,
 };
 
@@ -47,7 +48,9 @@ pub(super) fn parse(input: &DeriveInput, diagnostics: &mut Diagnostics) -> Event
 }
 
 fn event_attributes(attributes: &[Attribute]) -> impl Iterator<Item = &Attribute> {
-    attributes.iter().filter(|attribute| attribute.path().is_ident("event"))
+    attributes
+        .iter()
+        .filter(|attribute| attribute.path().is_ident("event"))
 }
 
 /// `#[event]` belongs to the whole type; rustc lets it pass on fields and variants.
@@ -77,7 +80,11 @@ fn refuse_on_parts(input: &DeriveInput, diagnostics: &mut Diagnostics) {
                 refuse_on_fields(&variant.fields);
             }
             for variant in &data.variants {
-                refuse(&variant.attrs, "variant", ": all variants are one event type");
+                refuse(
+                    &variant.attrs,
+                    "variant",
+                    ": all variants are one event type",
+                );
             }
         }
         Data::Union(_) => {}

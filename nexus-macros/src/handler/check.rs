@@ -29,7 +29,11 @@ pub(crate) fn check(
     let signature = &function.signature;
     refuse_second_registration(function, diagnostics);
     let takes_event = matches!(trigger, Some(Trigger::Event));
-    let check_name = if takes_event { name::check_name } else { name::check_cron_name };
+    let check_name = if takes_event {
+        name::check_name
+    } else {
+        name::check_cron_name
+    };
     let name = handler_name(function, &options, check_name, diagnostics);
     if let Some(group) = &options.group
         && let Err(reason) = name::check_name(&group.value())
@@ -47,7 +51,12 @@ pub(crate) fn check(
     Some(Handler {
         ident: signature.ident.clone(),
         visibility: function.visibility.clone(),
-        attributes: function.attributes.iter().filter(|a| concerns_descriptor(a)).cloned().collect(),
+        attributes: function
+            .attributes
+            .iter()
+            .filter(|a| concerns_descriptor(a))
+            .cloned()
+            .collect(),
         arguments,
         output: signature.output.clone(),
         trigger: trigger?,
@@ -61,7 +70,9 @@ pub(crate) fn check(
 }
 
 fn concerns_descriptor(attribute: &Attribute) -> bool {
-    ["cfg", "allow", "expect"].iter().any(|name| attribute.path().is_ident(name))
+    ["cfg", "allow", "expect"]
+        .iter()
+        .any(|name| attribute.path().is_ident(name))
 }
 
 /// Two attributes on one function would make two descriptors of one name.
@@ -93,18 +104,29 @@ fn handler_name(
         ),
     };
     if let Err(reason) = check_name(&name) {
-        let what = if options.name.is_some() { "handler name" } else { "function name" };
+        let what = if options.name.is_some() {
+            "handler name"
+        } else {
+            "function name"
+        };
         diagnostics.error(at, format!("{what} `{name}` {reason}{advice}"));
     }
     name
 }
 
 fn check_signature(function: &Function, diagnostics: &mut Diagnostics) {
-    let Function { attribute, signature, .. } = function;
+    let Function {
+        attribute,
+        signature,
+        ..
+    } = function;
     if signature.asyncness.is_none() {
         diagnostics.error(
             signature.fn_token.span,
-            format!("`{attribute}` functions must be async: write `async fn {}`", signature.ident),
+            format!(
+                "`{attribute}` functions must be async: write `async fn {}`",
+                signature.ident
+            ),
         );
     }
     if let syn::Safety::Unsafe(keyword) = signature.safety {
@@ -114,7 +136,11 @@ fn check_signature(function: &Function, diagnostics: &mut Diagnostics) {
         );
     }
     let generics = &signature.generics;
-    if generics.params.iter().any(|param| !matches!(param, GenericParam::Lifetime(_))) {
+    if generics
+        .params
+        .iter()
+        .any(|param| !matches!(param, GenericParam::Lifetime(_)))
+    {
         diagnostics.error_over(
             generics,
             format!("`{attribute}` functions cannot be generic: a handler is registered once, with concrete types"),
@@ -132,7 +158,11 @@ fn check_arguments(
     takes_event: bool,
     diagnostics: &mut Diagnostics,
 ) -> Vec<Argument> {
-    let Function { attribute, signature, .. } = function;
+    let Function {
+        attribute,
+        signature,
+        ..
+    } = function;
     if signature.inputs.is_empty() && takes_event {
         diagnostics.error(
             parentheses(signature),
@@ -156,7 +186,11 @@ fn check_arguments(
                 return arguments;
             }
         };
-        if let Some(cfg) = typed.attrs.iter().find(|attribute| attribute.path().is_ident("cfg")) {
+        if let Some(cfg) = typed
+            .attrs
+            .iter()
+            .find(|attribute| attribute.path().is_ident("cfg"))
+        {
             diagnostics.error_over(
                 cfg,
                 format!("`{attribute}` cannot see whether `#[cfg]` keeps this argument; put the `#[cfg]` on two functions"),
@@ -249,11 +283,15 @@ fn refuse_reference(reference: &TypeReference, is_event: bool, diagnostics: &mut
     let message = if is_event {
         format!("a handler takes its event by value: write `{element}`")
     } else if reference.mutability.is_some() {
-        format!("only the transaction is taken by `&mut`, as `&mut Tx`; for a shared value write `State<{element}>`")
+        format!(
+            "only the transaction is taken by `&mut`, as `&mut Tx`; for a shared value write `State<{element}>`"
+        )
     } else if is_extractor(&reference.elem) {
         format!("arguments are owned, except `&mut Tx`: write `{element}`")
     } else {
-        format!("arguments are owned, except `&mut Tx`; for a shared value write `State<{element}>`")
+        format!(
+            "arguments are owned, except `&mut Tx`; for a shared value write `State<{element}>`"
+        )
     };
     diagnostics.error_over(reference, message);
 }
@@ -314,7 +352,9 @@ fn is_generic(segment: &PathSegment) -> bool {
 fn display(ty: &Type) -> String {
     let mut text = ungrouped(ty).to_token_stream().to_string();
     for mark in ["::", "<", ">"] {
-        text = text.replace(&format!(" {mark}"), mark).replace(&format!("{mark} "), mark);
+        text = text
+            .replace(&format!(" {mark}"), mark)
+            .replace(&format!("{mark} "), mark);
     }
     text.replace(" ,", ",").replace("& ", "&")
 }
@@ -325,7 +365,13 @@ mod tests {
 
     #[test]
     fn shows_types_as_they_are_written() {
-        for text in ["Db", "crate::db::Db", "Vec<Option<u8>>", "HashMap<String, u8>", "[u8]"] {
+        for text in [
+            "Db",
+            "crate::db::Db",
+            "Vec<Option<u8>>",
+            "HashMap<String, u8>",
+            "[u8]",
+        ] {
             assert_eq!(display(&syn::parse_str(text).unwrap()), text);
         }
     }

@@ -15,14 +15,23 @@ use crate::duration::Backoff;
 /// argument's type is a qualified call at that type's span: rustc then reports what is missing
 /// once, at the type, with the text of the trait.
 pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
-    let Handler { ident, arguments, trigger, name, .. } = handler;
+    let Handler {
+        ident,
+        arguments,
+        trigger,
+        name,
+        ..
+    } = handler;
     let path_end = ident.unraw().to_string();
     let descriptor_name = format_ident!(
         "__nexus_handler_{}",
         ident.unraw(),
         span = ident.span().resolved_at(Span::call_site())
     );
-    let attributes = handler.attributes.iter().map(|attribute| allow_instead_of_expect(attribute));
+    let attributes = handler
+        .attributes
+        .iter()
+        .map(|attribute| allow_instead_of_expect(attribute));
     let visibility = respanned(handler.visibility.to_token_stream());
     let group = option(handler.group.as_ref());
     let options = options(handler);
@@ -34,7 +43,9 @@ pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
         }
         None => quote!(false),
     };
-    let uses_tx = arguments.iter().any(|argument| matches!(argument, Argument::Tx(_)));
+    let uses_tx = arguments
+        .iter()
+        .any(|argument| matches!(argument, Argument::Tx(_)));
     let requires = requires(arguments);
     let call = call(handler);
     quote! {
@@ -170,11 +181,20 @@ fn requires(arguments: &[Argument]) -> TokenStream {
             Argument::Event(_) | Argument::Tx(_) => None,
         })
         .collect();
-    if each.is_empty() { quote!(|_| {}) } else { quote!(|#requirements| { #(#each)* }) }
+    if each.is_empty() {
+        quote!(|_| {})
+    } else {
+        quote!(|#requirements| { #(#each)* })
+    }
 }
 
 fn call(handler: &Handler) -> TokenStream {
-    let Handler { ident, arguments, output, .. } = handler;
+    let Handler {
+        ident,
+        arguments,
+        output,
+        ..
+    } = handler;
     let invocation = Ident::new("invocation", Span::mixed_site());
     let result = Ident::new("result", Span::mixed_site());
     let mut takes = Vec::new();

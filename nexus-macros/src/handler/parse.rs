@@ -38,7 +38,12 @@ impl Function {
                 }
             })?;
             input.parse::<TokenStream>()?;
-            Ok(Self { attribute, attributes, visibility, signature })
+            Ok(Self {
+                attribute,
+                attributes,
+                visibility,
+                signature,
+            })
         };
         parse.parse2(item)
     }

@@ -1,6 +1,6 @@
 //! Everything that a handler can take and return.
 
-use nexus::{__private::HANDLERS, handler::Context, prelude::*};
+use nexus::{__private::HANDLERS, FromContext, handler::Context, prelude::*};
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Event)]
 struct Ping {

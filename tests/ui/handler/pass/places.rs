@@ -2,22 +2,22 @@
 
 use nexus::{__private::HANDLERS, prelude::*};
 
-pub mod nested {
-    pub mod deeper {
+mod nested {
+    pub(crate) mod deeper {
         use nexus::prelude::*;
 
         #[derive(Serialize, Deserialize, JsonSchema, Event)]
-        pub struct Placed;
+        pub(crate) struct Placed;
 
         #[handler]
-        pub async fn in_a_nested_module(_: Placed) {}
+        pub(crate) async fn in_a_nested_module(_: Placed) {}
 
         #[handler]
         pub(in crate::places) async fn visible_to_a_module(_: super::deeper::Placed) {}
     }
 }
 
-pub use nested::deeper::{Placed, in_a_nested_module};
+use nested::deeper::Placed;
 
 /// Both macros get their names, types and options from the outer one.
 macro_rules! handlers {
@@ -71,8 +71,6 @@ mod shadowed {
     struct Box;
     struct String;
     struct Duration;
-    struct invocation;
-    struct requirements;
     mod core {}
     mod std {}
     mod nexus_macros {}

@@ -39,27 +39,19 @@ pub async fn greet_strictly(event: UserCreated, tx: &mut Tx) -> nexus::Result<Em
 
 /// What the function may do, its descriptor may do as well.
 #[handler]
-#[expect(deprecated, reason = "the event is still emitted by old builds")]
-pub async fn takes_what_is_deprecated(event: old::UserAdded, tick: State<u64>) {
-    drop(event);
-    drop(tick);
+#[expect(deprecated, reason = "the limits are replaced in the next release")]
+pub async fn takes_what_is_deprecated(event: UserCreated, limits: State<old::Limits>) {
+    drop((event, limits));
 }
 
 /// Cleans up.
 #[cron("@hourly")]
 pub async fn clean_up_strictly() {}
 
-/// What older builds emitted.
+/// What is on its way out.
 pub mod old {
-    use nexus::prelude::*;
-
-    /// A user was added.
-    #[derive(Debug, Serialize, Deserialize, JsonSchema)]
-    #[deprecated = "use `UserCreated`"]
-    pub struct UserAdded;
-
-    #[expect(deprecated, reason = "the derive is of the same age")]
-    mod event {
-        use super::UserAdded;
-    }
+    /// How much is allowed.
+    #[derive(Debug)]
+    #[deprecated = "use the quota"]
+    pub struct Limits;
 }

@@ -81,23 +81,21 @@ impl Arguments {
     pub(crate) fn extend(&mut self, tokens: TokenStream, diagnostics: &mut Diagnostics) {
         for (index, part) in split_at_commas(tokens).into_iter().enumerate() {
             match &*part {
-                [TokenTree::Literal(literal)] if self.accepted.leading_text => {
-                    let text = syn::parse2(literal.to_token_stream());
-                    match text {
-                        Ok(text) if index == 0 => self.leading = Some(text),
-                        Ok(_) if self.leading.is_none() => {
-                            diagnostics.error(
-                                literal.span(),
-                                format!(
-                                    "the cron expression of `{}` comes first, before the options",
-                                    self.accepted.attribute
-                                ),
-                            );
-                            // It is not missing as well.
-                            self.leading = text.ok();
-                        }
-                        _ => self.report_no_option(&part, diagnostics),
+                [TokenTree::Literal(literal)]
+                    if self.accepted.leading_text
+                        && self.leading.is_none()
+                        && let Ok(text) = syn::parse2(literal.to_token_stream()) =>
+                {
+                    if index > 0 {
+                        diagnostics.error(
+                            literal.span(),
+                            format!(
+                                "the cron expression of `{}` comes first, before the options",
+                                self.accepted.attribute
+                            ),
+                        );
                     }
+                    self.leading = Some(text);
                 }
                 // A constant, a number or a call where the leading string belongs.
                 [first, rest @ ..] if self.misses_leading(index, first, rest) => {

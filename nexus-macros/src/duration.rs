@@ -41,7 +41,7 @@ const UNIT_SYNONYMS: [(&str, &[&str]); 5] = [
 ];
 
 /// Far beyond any sensible delay, and far below what overflows a timestamp.
-const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+const LONGEST: Duration = Duration::from_hours(8760);
 
 /// Delays between attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

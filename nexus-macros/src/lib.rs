@@ -1,4 +1,12 @@
 //! The macros of nexus. Use them through the package `nexus`, which re-exports them.
+//!
+//! - [`derive@Event`] makes a type an event,
+//! - [`macro@handler`] makes a function run for each event of a type,
+//! - [`macro@cron`] makes a function run by the clock.
+//!
+//! Each has a folder: `parse` reads what was written, `check` holds the rules, `model` is what was
+//! meant, `expand` writes the code. A mistake is reported where it has to be mended, all of them at once, and
+//! the item itself is always passed on, so that nothing else fails because of it.
 
 mod attr;
 mod cron;
@@ -10,19 +18,129 @@ mod name;
 
 use proc_macro::TokenStream;
 
-/// d
+/// Makes a struct or an enum an event: a fact that is stored under a stable name.
+///
+/// The type also has to derive `Serialize`, `Deserialize` and `JsonSchema`. Everything in
+/// `#[event(…)]` is optional:
+///
+/// | option | meaning | if left out |
+/// |---|---|---|
+/// | `type = "user.created"` | the event type, by which the event is stored and found | the type's name: `UserCreated` is `user.created` |
+/// | `version = 2` | the version of its schema, from 1 | 1 |
+/// | `key = user_id` | the field that holds the entity the event is about; its type implements `Display`. In a tuple struct `key = 0`, in an enum a field of every variant | no key |
+///
+/// An event type is made of words of `a-z` and `0-9`, joined by single `_`, in segments joined by
+/// `.`, each starting with a letter, and has at most 100 bytes. Events that are stored keep their
+/// type: write it out before you rename the Rust type.
+///
+/// An enum is one event type. A generic type cannot be an event, because an event type has exactly
+/// one JSON Schema.
+///
+/// # Examples
+///
+/// ```
+/// use nexus::prelude::*;
+///
+/// /// A user has signed up.
+/// #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// #[event(type = "user.created", version = 2, key = user_id)]
+/// struct UserCreated {
+///     user_id: u64,
+///     email: String,
+/// }
+///
+/// let event = UserCreated { user_id: 7, email: "ada@example.org".to_owned() };
+/// assert_eq!(UserCreated::EVENT_TYPE, "user.created");
+/// assert_eq!(event.event_key().as_deref(), Some("7"));
+/// ```
 #[proc_macro_derive(Event, attributes(event))]
 pub fn derive_event(input: TokenStream) -> TokenStream {
     event::derive(&syn::parse_macro_input!(input)).into()
 }
 
-/// h
+/// Makes an async function run for each event of a type.
+///
+/// The first argument is the event, by value: `E`, `Envelope<E>` with its metadata, or `Batch<E>`
+/// for many at once. After it come, in any order, `State<T>`, `Ctx`, `Client`, types of your own
+/// that implement `FromContext`, and at most one `&mut Tx`: the transaction in which the event is
+/// completed. The function returns `()`, `Emit<E>`, `Option<Emit<E>>`, or a `Result` of these whose
+/// error is `nexus::Error` or can become one.
+///
+/// The function stays as it is and can be called, for instance in tests.
+///
+/// | option | meaning | if left out |
+/// |---|---|---|
+/// | `group = "billing"` | the nodes that share the work, and their queue | the app's own group |
+/// | `name = "send_welcome"` | identity within the group; deliveries are stored under it | the function's name |
+/// | `max_attempts = 5` | attempts until an event is dead-lettered | the app's setting |
+/// | `backoff = "exponential(1s..10m)"` | the wait between attempts: doubled each time, from the first up to the second; or `"fixed(5s)"` | the app's setting |
+/// | `timeout = "30s"` | the longest that an attempt may take, at most `24d` | the app's setting |
+/// | `concurrency = 16` | attempts of this handler that run at once on a node | the app's setting |
+///
+/// A duration is whole numbers with the units `d`, `h`, `m`, `s`, `ms`, the longest first: `"30s"`,
+/// `"1m 30s"`. A single one needs no quotes: `timeout = 30s`. Group and name are made of letters,
+/// digits, `_` and `-`, starting with a letter.
+///
+/// # Examples
+///
+/// ```
+/// # use nexus::prelude::*;
+/// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// # struct UserCreated { user_id: u64 }
+/// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// # struct AccountOpened { user_id: u64 }
+/// # struct Plans;
+/// #[handler(group = "billing", max_attempts = 5, backoff = "exponential(1s..10m)", timeout = "30s")]
+/// async fn open_account(
+///     event: UserCreated,
+///     plans: State<Plans>,
+///     tx: &mut Tx,
+/// ) -> nexus::Result<Emit<AccountOpened>> {
+///     // … what is written with `tx` commits together with the completion …
+///     Ok(Emit(AccountOpened { user_id: event.user_id }))
+/// }
+/// ```
 #[proc_macro_attribute]
 pub fn handler(arguments: TokenStream, item: TokenStream) -> TokenStream {
     handler::handler(arguments.into(), &item.into()).into()
 }
 
-/// c
+/// Makes an async function run by the clock: once per due time in the whole cluster.
+///
+/// The arguments are those of a [`macro@handler`] without the event; by convention `Tick`, which
+/// knows when the run was due, comes first. Results are the same.
+///
+/// The expression has five fields (minute, hour, day of the month, month, day of the week), six with
+/// seconds in front, or is one of `@yearly`, `@annually`, `@monthly`, `@weekly`, `@daily` and
+/// `@hourly`. It is checked while compiling, and so is the time zone.
+///
+/// | in a field | meaning |
+/// |---|---|
+/// | `*`, `*/5` | any value; every fifth |
+/// | `5`, `1-5`, `10-50/10`, `1,15` | a value, a range, a range with steps, a list of these |
+/// | `JAN` to `DEC`, `SUN` to `SAT` | names, in any case; as a number Sunday is 0 or 7 |
+/// | `L`, `LW`, `15W` | day of the month: the last, the last from Monday to Friday, the one from Monday to Friday nearest to the 15th |
+/// | `FRI#2`, `FRIL` | day of the week: the second Friday of the month, the last |
+///
+/// If day of the month and day of the week are both restricted, a day that fits one of them is due.
+///
+/// | option | meaning | if left out |
+/// |---|---|---|
+/// | `tz = "Europe/Berlin"` | the IANA time zone in which the expression is read | UTC |
+/// | `name = "cleanup"` | identity within the group; words of `a-z` and `0-9`, joined by single `_` | the function's name |
+///
+/// `group`, `max_attempts`, `backoff`, `timeout` and `concurrency` are those of [`macro@handler`].
+///
+/// # Examples
+///
+/// ```
+/// # use nexus::prelude::*;
+/// #[cron("0 9 * * MON-FRI", tz = "Europe/Berlin")]
+/// async fn send_report(tick: Tick, tx: &mut Tx) -> nexus::Result {
+///     println!("report of {}", tick.due_at());
+///     Ok(())
+/// }
+/// ```
 #[proc_macro_attribute]
 pub fn cron(arguments: TokenStream, item: TokenStream) -> TokenStream {
     cron::cron(arguments.into(), &item.into()).into()

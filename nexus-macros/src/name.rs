@@ -48,7 +48,7 @@ pub(crate) fn check_cron_name(name: &str) -> Result<(), String> {
     if is_segment(name) {
         return Ok(());
     }
-    Err("is no part of an event type, such as its ticks have; use words of `a-z` and `0-9`, joined by single `_`".to_owned())
+    Err("does not fit into the event type of its ticks, `tick.<app>.<name>`; use words of `a-z` and `0-9`, joined by single `_`".to_owned())
 }
 
 /// The event type that a type's name stands for: `UserCreated` is `user.created`, `HTTPServerDown`
@@ -173,7 +173,7 @@ mod tests {
         assert!(
             check_cron_name("clean-up")
                 .unwrap_err()
-                .contains("is no part of an event type")
+                .contains("does not fit")
         );
         assert_eq!(check_cron_name("clean_up"), Ok(()));
     }

@@ -40,17 +40,16 @@ pub(super) fn schedule(
     arguments: &mut Arguments,
     diagnostics: &mut Diagnostics,
 ) -> Option<Schedule> {
-    let expression = match arguments.leading.take() {
-        Some(literal) => check_expression(&literal, diagnostics),
-        None => {
-            if !arguments.excused {
-                diagnostics.error(
-                    Span::call_site(),
-                    "`#[cron]` needs its expression: write `#[cron(\"*/5 * * * *\")]` for every five minutes",
-                );
-            }
-            None
+    let expression = if let Some(literal) = arguments.leading.take() {
+        check_expression(&literal, diagnostics)
+    } else {
+        if !arguments.excused {
+            diagnostics.error(
+                Span::call_site(),
+                "`#[cron]` needs its expression: write `#[cron(\"*/5 * * * *\")]` for every five minutes",
+            );
         }
+        None
     };
     let time_zone = match arguments.text("tz", diagnostics) {
         Some(literal) => match zone::check(&literal.value()) {

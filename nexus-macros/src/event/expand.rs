@@ -18,7 +18,12 @@ pub(super) fn expand(event: &Event) -> TokenStream {
     quote! {
         const _: () = {
             #[automatically_derived]
-            impl ::nexus::Event for #ident {
+            impl ::nexus::Event for #ident
+            where
+                // Without the lifetime rustc would check the bound here, where it reports each
+                // missing derive apart; so it does at the first use, with the text of the trait.
+                for<'defer> #ident: ::nexus::EventPayload,
+            {
                 const META: ::nexus::__private::EventMeta = ::nexus::__private::EventMeta {
                     event_type: #event_type,
                     version: #version,
@@ -76,7 +81,7 @@ pub(super) fn stub(input: &DeriveInput) -> TokenStream {
         #[automatically_derived]
         impl #impl_generics ::nexus::Event for #ident #type_generics
         where
-            #ident #type_generics: ::nexus::EventPayload,
+            for<'defer> #ident #type_generics: ::nexus::EventPayload,
             #bounds
         {
             const META: ::nexus::__private::EventMeta = ::nexus::__private::EventMeta {

@@ -5,6 +5,10 @@ use syn::Member;
 
 pub(super) struct Event {
     pub(super) ident: Ident,
+    #[expect(
+        clippy::struct_field_names,
+        reason = "an event type is one word here and in the database"
+    )]
     pub(super) event_type: String,
     pub(super) version: u32,
     pub(super) key: Option<Key>,

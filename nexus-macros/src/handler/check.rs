@@ -16,7 +16,7 @@ use super::{
 use crate::{diagnostics::Diagnostics, name};
 
 /// Postgres holds `statement_timeout` in milliseconds as `integer`, which is 24.8 days.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 86_400);
+const LONGEST_TIMEOUT: Duration = Duration::from_hours(576);
 
 /// What was meant; `None` after a mistake, which is reported. Without a trigger, because that one
 /// is wrong, the rules are checked as for a cron function.

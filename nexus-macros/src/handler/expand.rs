@@ -28,20 +28,16 @@ pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
         ident.unraw(),
         span = ident.span().resolved_at(Span::call_site())
     );
-    let attributes = handler
-        .attributes
-        .iter()
-        .map(|attribute| allow_instead_of_expect(attribute));
+    let attributes = handler.attributes.iter().map(allow_instead_of_expect);
     let visibility = respanned(handler.visibility.to_token_stream());
     let group = option(handler.group.as_ref());
     let options = options(handler);
     let trigger_expression = trigger_expression(trigger, arguments);
-    let batch = match event_type(arguments) {
-        Some(ty) => {
-            let at = at(ty);
-            quote_spanned!(at=> <#ty as ::nexus::__private::Input>::BATCH)
-        }
-        None => quote!(false),
+    let batch = if let Some(ty) = event_type(arguments) {
+        let at = at(ty);
+        quote_spanned!(at=> <#ty as ::nexus::__private::Input>::BATCH)
+    } else {
+        quote!(false)
     };
     let uses_tx = arguments
         .iter()
@@ -156,9 +152,10 @@ fn options(handler: &Handler) -> TokenStream {
 }
 
 fn option(value: Option<impl ToTokens>) -> TokenStream {
-    match value {
-        Some(value) => quote!(::core::option::Option::Some(#value)),
-        None => quote!(::core::option::Option::None),
+    if let Some(value) = value {
+        quote!(::core::option::Option::Some(#value))
+    } else {
+        quote!(::core::option::Option::None)
     }
 }
 
@@ -220,6 +217,8 @@ fn call(handler: &Handler) -> TokenStream {
             }
             // Borrowed in the call itself, after everything that needs the invocation.
             Argument::Tx(ty) => {
+                let mut invocation = invocation.clone();
+                invocation.set_span(at(ty));
                 let at = at(ty);
                 passed.push(quote_spanned!(at=> #invocation.tx()));
             }

@@ -72,7 +72,12 @@ impl Leases {
             settled: AtomicBool::new(false),
         });
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.entry(queue.to_owned()).or_default().insert(msg_id, Arc::clone(&lease));
+        let before = held.entry(queue.to_owned()).or_default().insert(msg_id, Arc::clone(&lease));
+        drop(held);
+        // We have claimed a message that an attempt of ours still holds: its lease had ended.
+        if let Some(before) = before {
+            self.lose(queue, &before, "this node has claimed it again");
+        }
         lease
     }
 

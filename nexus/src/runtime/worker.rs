@@ -105,18 +105,12 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
         let has_room = rooms.iter().any(|&room| room > 0);
         if claim_now && has_room {
             let sweep = swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
-            let claimed = tokio::select! {
-                claimed = claimer.fill(&mut lanes, &rooms, sweep, &settler) => claimed,
-                () = node.stop.cancelled() => break,
-            };
-            match claimed {
+            // Not to be cancelled: what the server has given to us must be given back by us.
+            match claimer.fill(&mut lanes, &rooms, sweep, &settler).await {
                 Some(count) => {
                     if sweep {
                         swept_at = Some(Instant::now());
-                        tokio::select! {
-                            () = claimer.run_suspect(&lanes, &settler) => {}
-                            () = node.stop.cancelled() => break,
-                        }
+                        claimer.run_suspect(&lanes, &settler).await;
                     }
                     // A lane that got all it asked for probably has more waiting.
                     claim_now = count.filled;
@@ -230,7 +224,10 @@ impl Claimer {
         settler: &Settler,
     ) -> Option<Count> {
         // Waits while a message that may kill this process runs.
-        let guard = Arc::new(Arc::clone(&self.node.isolation).read_owned().await);
+        let guard = tokio::select! {
+            guard = Arc::clone(&self.node.isolation).read_owned() => Arc::new(guard),
+            () = self.node.stop.cancelled() => return None,
+        };
         let wants: Vec<Want> = lanes
             .iter()
             .zip(rooms)
@@ -272,7 +269,10 @@ impl Claimer {
             return;
         }
         let node = Arc::clone(&self.node);
-        let _alone = node.isolation.write().await;
+        let _alone = tokio::select! {
+            alone = node.isolation.write() => alone,
+            () = node.stop.cancelled() => return,
+        };
         let sent_at = Instant::now();
         let Some(claims) = self.claim(&wants, Which::Suspect).await else { return };
         for claimed in claims.messages {
@@ -382,10 +382,17 @@ impl Claimer {
         let queue = self.queue.clone();
         let (lease, most) = (self.node.settings.lease, self.node.settings.max_body_bytes);
         let connection = self.connect().await?;
-        match queue::claim(connection, &queue, wants, which, lease, most).await {
-            Ok(claims) => Some(claims),
-            Err(error) => {
+        // After that time the lease is half over, and the connection most likely gone.
+        let claim = queue::claim(connection, &queue, wants, which, lease, most);
+        match tokio::time::timeout(lease / 2, claim).await {
+            Ok(Ok(claims)) => Some(claims),
+            Ok(Err(error)) => {
                 self.failed(&error).await;
+                None
+            }
+            Err(_) => {
+                tracing::warn!(queue, "a claim got no answer, connecting again");
+                self.connection = None;
                 None
             }
         }

@@ -14,9 +14,14 @@ struct ReportRequested;
 #[cron("*/5 * * * *")]
 async fn every_five_minutes() {}
 
-#[cron(" 0 9 * * MON-FRI ", tz = "Europe/Berlin", name = "standup", group = "office")]
+#[cron(
+    " 0 9 * * MON-FRI ",
+    tz = "Europe/Berlin",
+    name = "standup",
+    group = "office"
+)]
 async fn on_weekdays(tick: Tick, tx: &mut Tx) -> nexus::Result {
-    drop(tick.due_at());
+    println!("due at {}", tick.due_at());
     tx.emit(&ReportRequested)?;
     Ok(())
 }
@@ -45,7 +50,10 @@ fn find(name: &str) -> (&'static HandlerDescriptor, &'static CronDescriptor) {
 #[test]
 fn schedules_are_stored_trimmed() {
     let (handler, cron) = find("standup");
-    assert_eq!((cron.expression, cron.time_zone), ("0 9 * * MON-FRI", Some("Europe/Berlin")));
+    assert_eq!(
+        (cron.expression, cron.time_zone),
+        ("0 9 * * MON-FRI", Some("Europe/Berlin"))
+    );
     assert_eq!(handler.group, Some("office"));
     assert!(handler.uses_tx && !handler.batch);
 }
@@ -55,7 +63,10 @@ fn cron_functions_take_the_options_of_handlers() {
     let (handler, cron) = find("every_ten_seconds");
     assert_eq!((cron.expression, cron.time_zone), ("*/10 * * * * *", None));
     let options = &handler.options;
-    assert_eq!((options.max_attempts, options.concurrency), (Some(1), Some(1)));
+    assert_eq!(
+        (options.max_attempts, options.concurrency),
+        (Some(1), Some(1))
+    );
     assert_eq!(options.timeout, Some(Duration::from_secs(5)));
 }
 

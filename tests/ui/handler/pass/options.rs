@@ -28,7 +28,10 @@ async fn without_quotes(_: Tested) {}
 async fn without_options(_: Tested) {}
 
 fn find(name: &str) -> &'static HandlerDescriptor {
-    HANDLERS.iter().find(|handler| handler.name == name).expect("the handler is registered")
+    HANDLERS
+        .iter()
+        .find(|handler| handler.name == name)
+        .expect("the handler is registered")
 }
 
 #[test]
@@ -37,10 +40,16 @@ fn options_are_stored_as_written() {
     assert_eq!(handler.group, Some("billing-eu"));
     assert!(handler.origin.rust_path.ends_with("::all"));
     let options = &handler.options;
-    assert_eq!((options.max_attempts, options.concurrency), (Some(5), Some(1_000)));
+    assert_eq!(
+        (options.max_attempts, options.concurrency),
+        (Some(5), Some(1_000))
+    );
     assert_eq!(options.timeout, Some(Duration::from_secs(90)));
     let backoff = options.backoff.expect("the backoff is given");
-    assert_eq!((backoff.first, backoff.max), (Duration::from_secs(1), Duration::from_secs(5_400)));
+    assert_eq!(
+        (backoff.first, backoff.max),
+        (Duration::from_secs(1), Duration::from_mins(90))
+    );
 }
 
 #[test]
@@ -48,7 +57,10 @@ fn durations_need_no_quotes() {
     let options = &find("without_quotes").options;
     assert_eq!(options.timeout, Some(Duration::from_millis(250)));
     let backoff = options.backoff.expect("the backoff is given");
-    assert_eq!((backoff.first, backoff.max), (Duration::from_secs(5), Duration::from_secs(5)));
+    assert_eq!(
+        (backoff.first, backoff.max),
+        (Duration::from_secs(5), Duration::from_secs(5))
+    );
 }
 
 #[test]

@@ -116,6 +116,8 @@ fn handlers_are_registered_from_every_place() {
 
 #[test]
 fn a_group_can_come_from_a_macro() {
-    let two = HANDLERS.iter().find(|handler| handler.name == "made_by_the_same_macro");
+    let two = HANDLERS
+        .iter()
+        .find(|handler| handler.name == "made_by_the_same_macro");
     assert_eq!(two.and_then(|handler| handler.group), Some("two"));
 }

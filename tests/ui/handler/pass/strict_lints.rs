@@ -1,8 +1,20 @@
 //! The generated code is silent under the strictest lints.
 
 #![forbid(unsafe_code)]
-#![deny(warnings, missing_docs, unreachable_pub, unused, unused_qualifications, unused_results)]
-#![deny(missing_debug_implementations, single_use_lifetimes, let_underscore_drop, deprecated)]
+#![deny(
+    warnings,
+    missing_docs,
+    unreachable_pub,
+    unused,
+    unused_qualifications,
+    unused_results
+)]
+#![deny(
+    missing_debug_implementations,
+    single_use_lifetimes,
+    let_underscore_drop,
+    deprecated
+)]
 #![deny(clippy::all, clippy::pedantic, clippy::nursery, clippy::cargo)]
 
 use nexus::prelude::*;
@@ -31,7 +43,12 @@ pub enum Order {
 /// # Errors
 ///
 /// Never.
-#[handler(group = "strict", max_attempts = 5, backoff = "exponential(1s..10m)", timeout = "30s")]
+#[handler(
+    group = "strict",
+    max_attempts = 5,
+    backoff = "exponential(1s..10m)",
+    timeout = "30s"
+)]
 pub async fn greet_strictly(event: UserCreated, tx: &mut Tx) -> nexus::Result<Emit<Order>> {
     tx.emit(&event)?;
     Ok(Emit(Order::Placed { id: event.user_id }))

@@ -5,8 +5,8 @@
 //! - [`macro@cron`] makes a function run by the clock.
 //!
 //! Each has a folder: `parse` reads what was written, `check` holds the rules, `model` is what was
-//! meant, `expand` writes the code. A mistake is reported where it has to be mended, all of them at once, and
-//! the item itself is always passed on, so that nothing else fails because of it.
+//! meant, `expand` writes the code. Mistakes are reported all at once, each where it has to be
+//! mended, and the item itself is always passed on, so that nothing else fails because of it.
 
 mod attr;
 mod cron;

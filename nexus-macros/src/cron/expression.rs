@@ -14,10 +14,10 @@
 //! that fits one of them is due.
 //!
 //! This is a part of what `croner` reads with seconds optional and the year disallowed, which is how
-//! the scheduler reads it; a test holds the two together. Left out is what `croner` takes silently and
-//! then understands in a way that may surprise: `?`, a `+` before the day of the week, empty items,
-//! steps that never repeat, names of months in other fields. Also refused is what is never due, such
-//! as the 30th of February.
+//! the scheduler reads it; a test holds the two together. Left out is what `croner` takes silently
+//! and then understands in a way that may surprise: `?`, a `+` before the day of the week, empty
+//! items, steps that never repeat, names of months in other fields. Also refused is what is never
+//! due, such as the 30th of February.
 
 use std::ops::Range;
 
@@ -40,12 +40,14 @@ impl Mistake {
 
     /// The message, and under the expression a line that points at the mistake.
     pub(super) fn display_in(&self, text: &str) -> String {
-        if text.trim().is_empty() || text.contains('\n') {
+        if text.trim().is_empty() {
             return self.message.clone();
         }
+        // One column for each character, also for tabs and line breaks.
+        let shown = text.replace(char::is_whitespace, " ");
         let indent = " ".repeat(text[..self.at.start].chars().count());
         let carets = "^".repeat(text[self.at.clone()].chars().count().max(1));
-        format!("{}\n    {text}\n    {indent}{carets}", self.message)
+        format!("{}\n    {shown}\n    {indent}{carets}", self.message)
     }
 }
 
@@ -475,6 +477,13 @@ mod tests {
         assert_eq!(
             check(text).unwrap_err().display_in(text),
             "invalid hour field `40` (allowed: 0-23)\n    0 5-40 * * *\n      ^^^^"
+        );
+        let text = "0\t9 * * x";
+        assert!(
+            check(text)
+                .unwrap_err()
+                .display_in(text)
+                .ends_with("\n    0 9 * * x\n            ^")
         );
     }
 

@@ -327,7 +327,7 @@ fn names_tx(ty: &Type) -> bool {
     last_segment(ty).is_some_and(|last| last.ident == "Tx" && last.arguments.is_none())
 }
 
-/// Whether a type has the name of an argument of ours that no event can have, or nobody gives to one.
+/// Whether a type has the name of an argument of ours that no event has: generic, or `Ctx`.
 fn is_surely_no_event(ty: &Type) -> bool {
     last_segment(ty)
         .is_some_and(|last| last.ident == "Ctx" || last.ident == "State" && is_generic(last))

@@ -11,9 +11,9 @@ use crate::duration::Backoff;
 
 /// The function as it was written, and beside it the descriptor and its registration.
 ///
-/// All that is generated sits in one constant, so that it works wherever a function can stand. Each use of an
-/// argument's type is a qualified call at that type's span: rustc then reports what is missing
-/// once, at the type, with the text of the trait.
+/// All that is generated sits in one constant, so that it works wherever a function can stand. Each
+/// use of an argument's type is a qualified call at that type's span: rustc then reports what is
+/// missing once, at the type, with the text of the trait.
 pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
     let Handler {
         ident,

@@ -2,7 +2,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use nexus_migrations::MigrateError;
 use sqlx::{
-    Executor, PgPool,
+    Connection, Executor, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -70,8 +70,13 @@ impl Database {
     ///
     /// The schema could not be brought to the version this build needs.
     pub async fn migrate(&self) -> Result<(), ConnectError> {
-        // Asked first, so that a server that is away is reported as that.
-        drop(self.pool(1).await?);
+        // Asked first and without a pool, which would try again for a while: a server that is away
+        // is reported as that, at once.
+        let connection = PgConnection::connect_with(&self.options)
+            .await
+            .map_err(|source| self.unusable(source))?;
+        // The session ends either way; closing it properly only spares the server a log line.
+        let _ = connection.close().await;
         nexus_migrations::up(&self.options).await.map(drop).map_err(ConnectError::Schema)
     }
 

@@ -1,0 +1,136 @@
+//! A process that dies takes nothing along: its messages run again, their effect happens once, and
+//! a message that kills its process is given up without its neighbours.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use nexus::{Client, Database, prelude::*, testing::TestDatabase};
+use nexus_tests::PATIENCE;
+
+/// As the victim declares it.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "victim.work")]
+struct Work {
+    number: i64,
+    then: String,
+}
+
+fn victim(database: &TestDatabase) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_victim"));
+    command
+        .env("CORE_DATABASE_URL", database.url())
+        .env("VICTIM_HANDLERS", "work")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
+}
+
+/// Waits for a line that the victim prints.
+fn wait_for(victim: &mut Child, wanted: &str) {
+    let out = victim.stdout.take().expect("the victim's output is piped");
+    let found = BufReader::new(out)
+        .lines()
+        .map_while(Result::ok)
+        .any(|line| line == wanted);
+    assert!(found, "the victim ended without saying {wanted:?}");
+}
+
+async fn prepare(database: &TestDatabase, works: &[(i64, &str)]) -> sqlx::PgPool {
+    let pool = database.pool().await;
+    sqlx::query("create table effects (number bigint primary key)").execute(&pool).await.unwrap();
+    // Registers the subscription, so that what is emitted now is delivered later.
+    let status = victim(database).stdout(Stdio::null()).status().unwrap();
+    assert!(status.success());
+    let client = Client::connect(&Database::from_url(database.url(), "the test").unwrap(), "demo")
+        .await
+        .unwrap();
+    let works: Vec<Work> =
+        works.iter().map(|(number, then)| Work { number: *number, then: (*then).to_owned() }).collect();
+    client.emit_all(&works).await.unwrap();
+    pool
+}
+
+async fn effects(pool: &sqlx::PgPool) -> Vec<i64> {
+    sqlx::query_scalar("select number from effects order by 1").fetch_all(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_killed_process_loses_nothing_and_doubles_nothing() {
+    let database = TestDatabase::new().await;
+    let works: Vec<(i64, &str)> = (0..20).map(|n| (n, if n == 7 { "hang" } else { "" })).collect();
+    let pool = prepare(&database, &works).await;
+
+    let mut killed = victim(&database).env("VICTIM_HANGS", "1").spawn().unwrap();
+    wait_for(&mut killed, "working on 7");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // Its transaction was rolled back.
+    assert!(!effects(&pool).await.contains(&7));
+
+    let status = victim(&database).stdout(Stdio::null()).status().unwrap();
+    assert!(status.success());
+    assert_eq!(effects(&pool).await, (0..20).collect::<Vec<i64>>());
+    let left: i64 = sqlx::query_scalar("select count(*) from pgmq.q_core_events_demo__victim")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_message_that_kills_its_process_is_given_up_without_its_neighbours() {
+    let database = TestDatabase::new().await;
+    let works: Vec<(i64, &str)> = (0..40).map(|n| (n, if n == 11 { "abort" } else { "" })).collect();
+    let pool = prepare(&database, &works).await;
+
+    let begun = Instant::now();
+    let mut deaths = 0;
+    while !victim(&database).stdout(Stdio::null()).status().unwrap().success() {
+        deaths += 1;
+        assert!(begun.elapsed() < PATIENCE * 3, "still dying after {deaths} deaths");
+    }
+    // Ten leases ended without a verdict; no neighbour was given up for it.
+    assert_eq!(deaths, 10);
+    let expected: Vec<i64> = (0..40).filter(|number| *number != 11).collect();
+    assert_eq!(effects(&pool).await, expected);
+    let letters: Vec<(i64, String, String)> = sqlx::query_as(
+        "select (message -> 'originalEvent' -> 'payload' ->> 'number')::bigint, message ->> 'reason', message ->> 'error'
+         from pgmq.q_core_events_demo__victim_dlq",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!((letters[0].0, letters[0].1.as_str()), (11, "Abandoned"));
+    assert!(letters[0].2.contains("10 times"), "{}", letters[0].2);
+}
+
+#[tokio::test]
+async fn sigterm_stops_gently() {
+    let database = TestDatabase::new().await;
+    let pool = prepare(&database, &[]).await;
+    let mut process = victim(&database).env("VICTIM_STAYS", "1").spawn().unwrap();
+    nexus_tests::until("the node registers", || async {
+        let nodes: i64 =
+            sqlx::query_scalar("select count(*) from core.nodes").fetch_one(&pool).await.unwrap();
+        (nodes == 1).then_some(())
+    })
+    .await;
+    let killed = Command::new("kill").arg("-TERM").arg(process.id().to_string()).status().unwrap();
+    assert!(killed.success());
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "the process did not stop");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(status.success(), "{status}");
+    let nodes: i64 =
+        sqlx::query_scalar("select count(*) from core.nodes").fetch_one(&pool).await.unwrap();
+    assert_eq!(nodes, 0);
+}

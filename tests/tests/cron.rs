@@ -1,0 +1,143 @@
+//! A scheduled task ticks once per due time in the whole cluster, in its own time zone.
+
+use std::time::Duration;
+
+use nexus::{jiff::Timestamp, prelude::*, testing::TestDatabase};
+use nexus_tests::{until, within};
+use tokio::sync::mpsc;
+
+type Ticks = mpsc::UnboundedSender<(&'static str, Timestamp)>;
+
+#[cron("0 3 * * *", tz = "America/New_York")]
+async fn nightly(tick: Tick, ticks: State<Ticks>) {
+    let _ = ticks.send(("nightly", tick.due_at()));
+}
+
+#[cron("* * * * * *")]
+async fn every_second(tick: Tick, tx: &mut Tx) -> nexus::Result {
+    sqlx::query("insert into seconds (due_at) values ($1::timestamptz)")
+        .bind(tick.due_at().to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Takes nothing at all.
+#[cron("@hourly", name = "hourly_report", max_attempts = 1)]
+async fn report() {}
+
+fn app(database: &TestDatabase, handler: &str, ticks: &Ticks) -> App {
+    App::discover()
+        .only([handler])
+        .database_url(database.url())
+        .idle_poll(Duration::from_millis(25))
+        .state(ticks.clone())
+}
+
+#[tokio::test]
+async fn several_nodes_tick_once_in_the_zone_of_the_task() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut ticks) = mpsc::unbounded_channel();
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(nexus::start(app(&database, "nightly", &sender)).await.unwrap());
+    }
+    let mut due = Vec::new();
+    for _ in 0..3 {
+        // Just past the task's next run.
+        let seconds: f64 = sqlx::query_scalar(
+            "select extract(epoch from next_run_at - core.now())::float8 + 1 from core.scheduled_tasks",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        database.advance(Duration::from_secs_f64(seconds)).await;
+        let (_, due_at) = within("the task ticks", ticks.recv()).await.unwrap();
+        let local = due_at.in_tz("America/New_York").unwrap();
+        assert_eq!((local.hour(), local.minute()), (3, 0));
+        due.push(due_at);
+    }
+    due.dedup();
+    assert_eq!(due.len(), 3);
+    for node in nodes {
+        within("all is settled", node.idle()).await.unwrap();
+        node.shutdown().await;
+    }
+    assert!(ticks.try_recv().is_err(), "a tick was handled twice");
+    let fired: (i64, i64) = sqlx::query_as(
+        "select (select count(*) from core.ticks), (select count(*) from core.event_log where scheduled_task_id is not null)",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(fired, (3, 3));
+}
+
+#[tokio::test]
+async fn every_second_of_a_busy_cluster_ticks_once() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    sqlx::query("create table seconds (due_at timestamptz primary key)").execute(&pool).await.unwrap();
+    let (sender, _ticks) = mpsc::unbounded_channel();
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(nexus::start(app(&database, "every_second", &sender)).await.unwrap());
+    }
+    // Half a minute of missed ticks, within the grace: each is made up for.
+    database.advance(Duration::from_secs(30)).await;
+    until("thirty ticks have their effect", || async {
+        let count: i64 =
+            sqlx::query_scalar("select count(*) from seconds").fetch_one(&pool).await.unwrap();
+        (count >= 30).then_some(())
+    })
+    .await;
+    for node in nodes {
+        node.shutdown().await;
+    }
+    // The primary key would have refused a second tick; no second is missing in between either.
+    let gaps: i64 = sqlx::query_scalar(
+        "select count(*) from (select due_at - lag(due_at) over (order by due_at) as gap from seconds) g
+         where gap <> interval '1 second'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(gaps, 0);
+}
+
+#[tokio::test]
+async fn a_long_outage_is_made_up_for_once() {
+    let database = TestDatabase::new().await;
+    let (sender, mut ticks) = mpsc::unbounded_channel();
+    let node = nexus::start(app(&database, "nightly", &sender)).await.unwrap();
+    node.shutdown().await;
+    database.advance(Duration::from_secs(5 * 24 * 3600)).await;
+    let node = nexus::start(app(&database, "nightly", &sender)).await.unwrap();
+    within("the task ticks", ticks.recv()).await.unwrap();
+    within("all is settled", node.idle()).await.unwrap();
+    node.shutdown().await;
+    assert!(ticks.try_recv().is_err(), "a long outage was made up for more than once");
+}
+
+#[tokio::test]
+async fn a_restart_keeps_the_task_and_a_removed_one_is_deactivated() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, _ticks) = mpsc::unbounded_channel();
+    for _ in 0..2 {
+        nexus::start(app(&database, "hourly_report", &sender)).await.unwrap().shutdown().await;
+    }
+    let tasks = "select name, event_type, cron_expression, timezone, active from core.scheduled_tasks order by 1";
+    let rows: Vec<(String, String, String, Option<String>, bool)> =
+        sqlx::query_as(tasks).fetch_all(&pool).await.unwrap();
+    let hourly = |active| {
+        ("hourly_report".to_owned(), "tick.default.hourly_report".to_owned(), "@hourly".to_owned(), None, active)
+    };
+    assert_eq!(rows, [hourly(true)]);
+    nexus::start(app(&database, "nightly", &sender)).await.unwrap().shutdown().await;
+    let rows: Vec<(String, String, String, Option<String>, bool)> =
+        sqlx::query_as(tasks).fetch_all(&pool).await.unwrap();
+    assert_eq!(rows[0], hourly(false));
+    assert_eq!(rows[1].3.as_deref(), Some("America/New_York"));
+}

@@ -21,10 +21,11 @@ language sql stable parallel safe
 as 'select now()';
 
 -- How a name appears inside the name of a queue. pgmq lower-cases the names of tables, and a
--- hyphen needs quoting everywhere, so names that differ only there are one queue.
+-- hyphen needs quoting everywhere, so names that differ only there are one queue. The collation
+-- keeps an I an i where the database's own makes it something else (Turkish).
 create function core.queue_part(p_name text) returns text
 language sql immutable strict parallel safe
-as $$ select lower(translate(p_name, '-', '_')) $$;
+as $$ select lower(translate(p_name, '-', '_') collate "C") $$;
 
 -- The one place that knows how a queue is called.
 create function core.queue_name(p_namespace text, p_group text) returns text
@@ -117,8 +118,9 @@ create table core.event_log (
     -- The transaction that emitted. A sequence number is no position in the log: a lower one may
     -- commit later.
     tx_id xid8 not null default pg_current_xact_id(),
-    -- The version of the namespace's subscriptions that the event was fanned out under.
-    subscriptions_version bigint not null default 0,
+    -- The version of the namespace's subscriptions that the event was fanned out under. Null if it
+    -- was appended only, so that nobody is owed a delivery.
+    subscriptions_version bigint,
     primary key (event_id, emitted_at)
 ) partition by range (emitted_at);
 
@@ -147,6 +149,8 @@ $$;
 
 create trigger append_only before update or delete or truncate on core.event_log
     for each statement execute function core.refuse_change_of_event_log();
+-- Also in sessions that have triggers turned off by session_replication_role.
+alter table core.event_log enable always trigger append_only;
 
 -- Creates and attaches the monthly partitions from the current month on. A partition is created
 -- plain and then attached: `create table … partition of` takes a lock on the log that one open
@@ -173,6 +177,7 @@ begin
             execute format(
                 'create trigger append_only before update or delete or truncate on core.%I
                      for each statement execute function core.refuse_change_of_event_log()', name);
+            execute format('alter table core.%I enable always trigger append_only', name);
             execute format('alter table core.event_log attach partition core.%I for values from (%L) to (%L)',
                 name, month, month + interval '1 month');
             created := created + 1;
@@ -184,19 +189,25 @@ $$;
 
 revoke all on function core.ensure_partitions(integer) from public;
 
--- The partitions that ended before the retention, oldest first. `detach_pending` marks one whose
--- concurrent detach was interrupted and must be finalized.
+-- The partitions that ended before the retention, oldest first. One whose concurrent detach was
+-- interrupted is `detach pending` and must be finalized; one that was detached and then not dropped
+-- is `detached`. Only those that were marked by the comment 'expired' are ours to drop then: what
+-- somebody detached by hand is theirs.
 create function core.expired_partitions(p_retention interval)
-returns table (name text, detach_pending boolean)
+returns table (name text, state text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
-    select c.relname::text, i.inhdetachpending
-    from pg_inherits i
-    join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'core.event_log'::regclass
+    select c.relname::text,
+           case when i.inhparent is null then 'detached'
+                when i.inhdetachpending then 'detach pending'
+                else 'attached' end
+    from pg_class c
+    left join pg_inherits i on i.inhrelid = c.oid and i.inhparent = 'core.event_log'::regclass
+    where c.relnamespace = 'core'::regnamespace and c.relkind = 'r'
       and c.relname ~ '^event_log_[0-9]{4}_[0-9]{2}$'
+      and (i.inhparent is not null or obj_description(c.oid, 'pg_class') = 'expired')
       and to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' <= core.now() - p_retention
     order by c.relname
 $$;

@@ -57,8 +57,9 @@ declare
 begin
     perform core.check_queue_name(p_namespace, p_group);
     queue := core.queue_name(p_namespace, p_group);
-    -- One at a time: two nodes that start together would both create the queue.
-    perform pg_advisory_xact_lock(hashtextextended('nexus: ' || queue, 0));
+    -- One at a time in the namespace: two nodes that start together would both create the queue, or
+    -- two spellings of the namespace.
+    perform pg_advisory_xact_lock(hashtextextended('nexus: ' || core.queue_name_for_namespace(p_namespace), 0));
 
     select namespace into other from core.namespaces
     where core.queue_part(namespace) = core.queue_part(p_namespace) and namespace <> p_namespace;

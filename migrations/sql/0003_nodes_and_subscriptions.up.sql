@@ -77,19 +77,20 @@ create table core.subscriptions (
 
 create index subscriptions_event_type on core.subscriptions (namespace, event_type);
 
--- When the oldest transaction of this database began. Sessions of other roles hide it; then a day
--- ago, which is long for an open transaction.
+-- When the oldest transaction of this database began. Sessions of other roles hide it from roles
+-- without pg_read_all_stats, as they hide their type; then a day ago, which is long for an open
+-- transaction.
 create function core.oldest_transaction_start() returns timestamptz
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
     select core.now() - (now() - least(
         now(),
-        min(case when state is null then now() - interval '1 day' else xact_start end),
+        min(case when backend_type is null then now() - interval '1 day' else xact_start end),
         (select min(prepared) - interval '1 day' from pg_prepared_xacts where database = current_database())
     ))
     from pg_stat_activity
-    where datname = current_database() and backend_type = 'client backend'
+    where datname = current_database()
 $$;
 
 -- Makes subscriptions what the build declares: `p_handlers` is [{"group", "handler", "eventType"}].

@@ -99,6 +99,7 @@ declare
     version integer;
     producer text := coalesce(p_options ->> 'producerNodeId', 'sql');
     correlation text := coalesce(p_options ->> 'correlationId', id::text);
+    metadata jsonb := coalesce(nullif(p_options -> 'metadata', 'null'), '{}');
     trace jsonb := jsonb_strip_nulls(jsonb_build_object(
         'traceparent', p_options ->> 'traceparent', 'tracestate', p_options ->> 'tracestate'));
     unknown text;
@@ -107,6 +108,10 @@ declare
 begin
     if p_event_type is null or p_event_type = '' then
         raise exception 'an event needs an event type' using errcode = 'invalid_parameter_value';
+    end if;
+    if octet_length(p_event_type) > 100 then
+        raise exception 'event type "%…" is longer than 100 bytes', left(p_event_type, 40)
+            using errcode = 'invalid_parameter_value';
     end if;
     select string_agg(k, ', ') into unknown from jsonb_object_keys(p_options) k
     where k not in ('version', 'key', 'correlationId', 'causationId', 'idempotencyKey',
@@ -117,6 +122,15 @@ begin
                   hint = 'known are version, key, correlationId, causationId, idempotencyKey, producerNodeId, traceparent, tracestate, metadata';
     end if;
     version := coalesce((p_options ->> 'version')::integer, 1);
+    if version < 1 then
+        raise exception 'versions of events count from 1, found %', version
+            using errcode = 'invalid_parameter_value';
+    end if;
+    -- Its "envelope" is where adoption keeps the fields of a foreign program's envelope.
+    if jsonb_typeof(metadata) <> 'object' or metadata ? 'envelope' then
+        raise exception 'option "metadata" of core.emit must be an object without "envelope", found %', metadata
+            using errcode = 'invalid_parameter_value';
+    end if;
 
     if plan.version is null then
         raise exception 'namespace "%" is not known', p_namespace
@@ -124,7 +138,7 @@ begin
                   hint = format('start an app in it, or call core.ensure_group(%L, ''default'')', p_namespace);
     end if;
 
-    if p_options ? 'idempotencyKey' then
+    if p_options ->> 'idempotencyKey' is not null then
         insert into core.idempotency_keys as i (namespace, key, event_id, fingerprint, expires_at)
         values (p_namespace, p_options ->> 'idempotencyKey', id,
                 core.event_fingerprint(p_event_type, coalesce(p_payload, 'null')), at + interval '24 hours')
@@ -146,7 +160,7 @@ begin
         (event_id, namespace, event_type, payload, emitted_at, producer_node_id, metadata,
          event_version, key, correlation_id, causation_id, subscriptions_version)
     values (id, p_namespace, p_event_type, coalesce(p_payload, 'null'), at, producer,
-            coalesce(p_options -> 'metadata', '{}') || trace,
+            metadata || trace,
             version, p_options ->> 'key', correlation, p_options ->> 'causationId', plan.version);
 
     perform core.fan_out(plan.targets, id, version,
@@ -178,7 +192,7 @@ begin
                 jsonb_build_object(''originalEvent'', message, ''reason'', $3,
                     ''failedAt'', core.iso_time(core.now()), ''error'', $4,
                     ''handler'', headers ->> ''handler'', ''attempts'', $5, ''errors'', $6),
-                coalesce(headers, ''{}'') - ''settled''
+                case when jsonb_typeof(headers) = ''object'' then headers - ''settled'' else ''{}'' end
                     || jsonb_build_object(''attempts'', $5, ''errors'', $6)
          from d
          returning msg_id',
@@ -196,10 +210,13 @@ create function core.adopt(p_namespace text, p_queue text, p_limit integer, p_ma
 returns table (msg_id bigint, event_id bigint, refused text)
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- For a time without a zone.
+set timezone = 'UTC'
 as $$
 declare
     m record;
     body jsonb;
+    field text;
     at timestamptz;
     version integer;
     plan core.fan_out_plan;
@@ -227,10 +244,33 @@ begin
             if jsonb_typeof(body -> 'eventType') is distinct from 'string' or body ->> 'eventType' = '' then
                 raise exception 'the envelope has no "eventType" text';
             end if;
-            if jsonb_typeof(coalesce(body -> 'namespace', '""')) <> 'string'
-                or coalesce(body ->> 'namespace', p_namespace) <> p_namespace then
-                raise exception 'the envelope is for namespace %, this queue belongs to "%"',
-                    body -> 'namespace', p_namespace;
+            if octet_length(body ->> 'eventType') > 100 then
+                raise exception 'the envelope''s "eventType" is longer than 100 bytes';
+            end if;
+            -- A field of the envelope that is null is as good as absent; numbers that name something
+            -- become text.
+            foreach field in array '{namespace,emittedAt,eventVersion,scheduledTaskId,dueAt,producerNodeId,key,correlationId,causationId}'::text[]
+            loop
+                if body -> field = 'null' then
+                    body := body - field;
+                elsif jsonb_typeof(body -> field) in ('object', 'array') then
+                    raise exception 'the envelope''s "%" is an %', field, jsonb_typeof(body -> field);
+                elsif body ? field then
+                    body := body || jsonb_build_object(field, body ->> field);
+                end if;
+            end loop;
+            if body ->> 'namespace' <> p_namespace then
+                raise exception 'the envelope is for namespace "%", this queue belongs to "%"',
+                    body ->> 'namespace', p_namespace;
+            end if;
+            if body ->> 'eventVersion' !~ '^[1-9][0-9]{0,8}$' then
+                raise exception 'the envelope''s "eventVersion" is %, a whole number from 1 is needed',
+                    body ->> 'eventVersion';
+            end if;
+            -- Without this, 'tomorrow' and 'infinity' would be times as well.
+            if body ->> 'emittedAt' !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}' then
+                raise exception 'the envelope''s "emittedAt" is "%", a time as in ISO 8601 is needed',
+                    body ->> 'emittedAt';
             end if;
             version := coalesce((body ->> 'eventVersion')::integer, 1);
             at := coalesce((body ->> 'emittedAt')::timestamptz, m.enqueued_at);
@@ -238,7 +278,10 @@ begin
             body := '{"payload": {}, "producerNodeId": "unknown"}'::jsonb || body
                 || jsonb_build_object('namespace', p_namespace, 'emittedAt', core.iso_time(at),
                        'eventVersion', version,
-                       'correlationId', coalesce(body ->> 'correlationId', event_id::text));
+                       'correlationId', coalesce(body ->> 'correlationId', event_id::text))
+                || case when body ? 'scheduledTaskId'
+                        then jsonb_build_object('scheduledTaskId', (body ->> 'scheduledTaskId')::uuid)
+                        else '{}' end;
 
             plan := core.plan_fan_out(p_namespace, body ->> 'eventType');
             insert into core.event_log

@@ -17,7 +17,6 @@ declare
     target jsonb;
     snapshot_now pg_snapshot;
     sent integer := 0;
-    hidden boolean;
 begin
     for s in
         select * from core.subscriptions
@@ -48,21 +47,22 @@ begin
             sent := sent + core.fan_out(target, e.event_id, e.event_version,
                 core.envelope(s.namespace, e.event_type, e.payload, e.emitted_at, e.producer_node_id,
                               e.event_version, e.key, e.correlation_id, e.causation_id)
+                    || case when e.scheduled_task_id is null then '{}'
+                            else jsonb_strip_nulls(jsonb_build_object('scheduledTaskId', e.scheduled_task_id,
+                                                                      'dueAt', e.metadata -> 'dueAt')) end
                     || coalesce(e.metadata -> 'envelope', '{}'),
                 e.trace);
         end loop;
 
-        -- The cut is over in two steps. First no statement may run that began before the
-        -- registration committed; sessions of other roles hide that, so after a day we stop waiting.
-        -- Then every transaction that such a statement may have written in must have ended.
+        -- The cut is over in two steps. First no snapshot may be in use that was taken before the
+        -- registration committed; sessions of other roles show theirs to everybody, but not their
+        -- type. Then every transaction that wrote under such a snapshot must have ended.
         if not s.cut_settling then
-            select count(*) filter (where state is null) > 0 into hidden
-            from pg_stat_activity
-            where datname = current_database() and backend_type = 'client backend';
-            if s.since_at < core.now() - interval '1 day' or not hidden and not exists (
+            if not exists (
                 select from pg_stat_activity
                 where datname = current_database() and pid <> pg_backend_pid()
-                  and backend_type <> 'autovacuum worker' and backend_xmin is not null and age(backend_xmin) >= age(s.cut_xid::xid)
+                  and backend_type is distinct from 'autovacuum worker'
+                  and age(backend_xmin) >= age(s.cut_xid::xid)
             ) then
                 update core.subscriptions
                 set cut_settling = true, cut_xid = pg_snapshot_xmax(pg_current_snapshot()),

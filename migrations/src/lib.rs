@@ -355,7 +355,7 @@ async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateE
     else {
         return error;
     };
-    if source.as_database_error().and_then(|e| e.code()).as_deref() != Some("42501") {
+    if source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() != Some("42501") {
         return error;
     }
     let names: Result<(String, String), _> =

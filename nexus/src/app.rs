@@ -360,16 +360,19 @@ pub struct HandlerStats {
 
 impl Handle {
     /// The app's client.
+    #[must_use]
     pub fn client(&self) -> &Client {
         &self.running.node.client
     }
 
     /// The id of this node.
+    #[must_use]
     pub fn node_id(&self) -> &str {
-        &self.running.node.row.node_id
+        &self.running.node.row.id
     }
 
     /// What the handlers of this node have done so far.
+    #[must_use]
     pub fn stats(&self) -> Vec<HandlerStats> {
         self.running
             .routes
@@ -552,7 +555,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
 
     let limits = Limits { payload_bytes: config.max_payload_bytes, ..Limits::default() };
     let bell = Bell::start(database.options().clone(), &config.namespace);
-    let client = Client::new(pool, &config.namespace, &registered.node.node_id, limits, bell);
+    let client = Client::new(pool, &config.namespace, &registered.node.id, limits, bell);
     let stop = CancellationToken::new();
     let fenced = CancellationToken::new();
     let leases = runtime::Leases::default();
@@ -565,7 +568,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         fenced: fenced.clone(),
     })
     .map_err(StartError::Thread)?;
-    log_collected(&app, &registered.node.node_id, &config.namespace, &database);
+    log_collected(&app, &registered.node.id, &config.namespace, &database);
     let node = Arc::new(Node {
         row: registered.node,
         epoch: registered.epoch,

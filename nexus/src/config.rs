@@ -1,6 +1,6 @@
 //! Settings: the builder's value, else the environment's, else the default.
 
-use std::{fmt::Display, str::FromStr, time::Duration};
+use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
 /// A variable of the environment with a value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,16 +44,15 @@ impl<'a> Environment<'a> {
         &self,
         variable: &'static str,
         unit: &str,
-        least: T,
-        most: T,
+        range: RangeInclusive<T>,
     ) -> Result<Option<T>, ConfigError> {
         let Some(value) = self.text(variable) else { return Ok(None) };
         match value.trim().parse::<T>() {
-            Ok(number) if number >= least && number <= most => Ok(Some(number)),
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
             _ => Err(ConfigError {
                 variable,
                 value,
-                accepted: format!("a whole number of {unit} from {least} to {most}"),
+                accepted: format!("a whole number of {unit} from {} to {}", range.start(), range.end()),
             }),
         }
     }
@@ -90,7 +89,7 @@ pub(crate) struct Config {
     pub(crate) retention: Duration,
 }
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: Duration = Duration::from_hours(24);
 
 impl Config {
     /// Every wrong variable is reported.
@@ -114,15 +113,15 @@ impl Config {
                 keep(error);
                 None
             });
-        let mut number = |variable, unit, least, most| {
-            environment.number::<u64>(variable, unit, least, most).unwrap_or_else(|error| {
+        let mut number = |variable, unit, range| {
+            environment.number::<u64>(variable, unit, range).unwrap_or_else(|error| {
                 keep(error);
                 None
             })
         };
-        let idle_poll = number("CORE_IDLE_POLL_INTERVAL_MS", "milliseconds", 1, 60_000);
-        let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", 1, 43_200);
-        let batch_size = number("CORE_BATCH_SIZE", "messages", 1, 10_000);
+        let idle_poll = number("CORE_IDLE_POLL_INTERVAL_MS", "milliseconds", 1..=60_000);
+        let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", 1..=43_200);
+        let batch_size = number("CORE_BATCH_SIZE", "messages", 1..=10_000);
         let database_url = overrides.database_url.clone().map(|url| (url, "App::database_url")).or_else(|| {
             ["CORE_DATABASE_URL", "DATABASE_URL"]
                 .into_iter()

@@ -24,7 +24,7 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     /// Ten attempts, waiting 1 s, 2 s, 4 s … up to 10 minutes.
     fn default() -> Self {
-        Self::exponential(Duration::from_secs(1), Duration::from_secs(600), 10)
+        Self::exponential(Duration::from_secs(1), Duration::from_mins(10), 10)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Registering a node: what it declares, checked against what others declare, in one transaction.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -43,7 +43,7 @@ pub(super) async fn register(
     let event_types = event_type_rows(app);
     let handlers = handler_rows(&routes);
     let node = Node {
-        node_id: config
+        id: config
             .node_id
             .clone()
             .unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()),
@@ -138,7 +138,7 @@ async fn check(
         });
     }
     if let Some(elsewhere) = nodes::same_id_elsewhere(connection, node).await.map_err(&wrong)? {
-        return Err(StartError::NodeIdTaken { node: node.node_id.clone(), namespace: elsewhere });
+        return Err(StartError::NodeIdTaken { node: node.id.clone(), namespace: elsewhere });
     }
     let conflict = |what, other, advice| {
         Err(StartError::Conflict { what, other, this: app.clone(), advice })
@@ -264,7 +264,11 @@ fn fingerprint(schema: &Value) -> String {
 }
 
 fn hash(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().take(16).fold(String::with_capacity(32), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+        text
+    })
 }
 
 /// What tells this version of the app from others: a hash of all that it declares.

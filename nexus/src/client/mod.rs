@@ -70,7 +70,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             payload_bytes: 1024 * 1024,
-            idempotency: Duration::from_secs(24 * 60 * 60),
+            idempotency: Duration::from_hours(24),
         }
     }
 }

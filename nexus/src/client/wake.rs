@@ -115,13 +115,12 @@ async fn ring(
     channel: &str,
     queues: &[String],
 ) -> sqlx::Result<()> {
-    let connection = match connection {
-        Some(connection) => connection,
-        None => {
-            let mut fresh = PgConnection::connect_with(options).await?;
-            notify::prepare_to_ring(&mut fresh).await?;
-            connection.insert(fresh)
-        }
+    let connection = if let Some(connection) = connection {
+        connection
+    } else {
+        let mut fresh = PgConnection::connect_with(options).await?;
+        notify::prepare_to_ring(&mut fresh).await?;
+        connection.insert(fresh)
     };
     notify::ring(connection, channel, queues).await
 }

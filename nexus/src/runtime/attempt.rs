@@ -215,7 +215,9 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
 }
 
 fn inherit(mut emits: Vec<crate::event::Outgoing>, cause: &Cause) -> Vec<crate::event::Outgoing> {
-    emits.iter_mut().for_each(|event| event.inherit(cause));
+    for event in &mut emits {
+        event.inherit(cause);
+    }
     emits
 }
 

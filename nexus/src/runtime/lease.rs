@@ -27,10 +27,13 @@ const EVERY: Duration = Duration::from_secs(3);
 /// How long a connection attempt or a round of statements may take before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The leases of one queue, by message.
+type Held = HashMap<i64, Arc<Lease>>;
+
 /// The messages this node holds, by queue.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Leases {
-    held: Arc<Mutex<HashMap<String, HashMap<i64, Arc<Lease>>>>>,
+    held: Arc<Mutex<HashMap<String, Held>>>,
 }
 
 /// A claimed message is ours until the deadline, which is extended while we hold it.
@@ -223,16 +226,16 @@ async fn round(duty: &Duty, connection: &mut Option<PgConnection>) -> sqlx::Resu
             duty.leases.lose(&queue, lease, "another node has claimed it, or it is gone");
         }
     }
-    match nodes::beat(connection, &duty.node.node_id, duty.epoch).await? {
+    match nodes::beat(connection, &duty.node.id, duty.epoch).await? {
         Beat::Alive => {}
         Beat::Forgotten => {
-            tracing::warn!(node = duty.node.node_id, "the node was taken for dead, registering again");
+            tracing::warn!(node = duty.node.id, "the node was taken for dead, registering again");
             nodes::restore(connection, &duty.node, duty.epoch).await?;
         }
         Beat::Fenced => {
             if !duty.fenced.is_cancelled() {
                 tracing::error!(
-                    node = duty.node.node_id,
+                    node = duty.node.id,
                     "another process has started with this node's id, stopping"
                 );
                 duty.fenced.cancel();

@@ -163,13 +163,13 @@ impl Running {
         settlers.wait().await;
         services.wait().await;
         control.stop().await;
-        if let Ok(mut connection) = node.client.pool().acquire().await {
-            if let Err(error) =
-                nodes::deregister(&mut connection, &node.row.node_id, node.epoch).await
-            {
-                tracing::warn!(%error, "could not deregister, other nodes notice within 15 s");
-            }
+        let deregistered = async {
+            let mut connection = node.client.pool().acquire().await?;
+            nodes::deregister(&mut connection, &node.row.id, node.epoch).await
+        };
+        if let Err(error) = deregistered.await {
+            tracing::warn!(%error, "could not deregister, other nodes notice within 15 s");
         }
-        tracing::info!(node = node.row.node_id, "node stopped");
+        tracing::info!(node = node.row.id, "node stopped");
     }
 }

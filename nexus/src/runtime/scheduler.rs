@@ -78,10 +78,10 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
 /// The due time to fire for, and the one after it.
 fn times(task: &Due) -> Result<(Timestamp, Timestamp), ScheduleError> {
     let schedule = Schedule::parse(&task.expression, task.time_zone.as_deref())?;
-    let due_at = if task.now.duration_since(task.due_at) > GRACE {
-        schedule.latest_due(task.due_at, task.now)?
+    let due_at = if task.now.duration_since(task.at) > GRACE {
+        schedule.latest_due(task.at, task.now)
     } else {
-        task.due_at
+        task.at
     };
     Ok((due_at, schedule.next_after(due_at)?))
 }

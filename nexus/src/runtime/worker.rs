@@ -106,21 +106,18 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
         if claim_now && has_room {
             let sweep = swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
             // Not to be cancelled: what the server has given to us must be given back by us.
-            match claimer.fill(&mut lanes, &rooms, sweep, &settler).await {
-                Some(count) => {
-                    if sweep {
-                        swept_at = Some(Instant::now());
-                        claimer.run_suspect(&lanes, &settler).await;
-                    }
-                    // A lane that got all it asked for probably has more waiting.
-                    claim_now = count.filled;
-                    poll = if count.any { SHORTEST_POLL } else { (poll * 2).min(node.settings.idle_poll) };
-                }
-                None => {
-                    claim_now = false;
-                    poll = node.settings.idle_poll;
-                }
+            let Some(count) = claimer.fill(&mut lanes, &rooms, sweep, &settler).await else {
+                claim_now = false;
+                poll = node.settings.idle_poll;
+                continue;
+            };
+            if sweep {
+                swept_at = Some(Instant::now());
+                claimer.run_suspect(&lanes, &settler).await;
             }
+            // A lane that got all it asked for probably has more waiting.
+            claim_now = count.filled;
+            poll = if count.any { SHORTEST_POLL } else { (poll * 2).min(node.settings.idle_poll) };
             continue;
         }
         tokio::select! {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -180,139 +179,181 @@ impl Statements {
 }
 
 impl Shape {
+    /// One statement of steps: each is a CTE named for what it does.
+    ///
+    /// `v` is empty unless the plan is in force, and everything after it depends on it. `d` deletes
+    /// completed messages, `e` draws the ids of the events, `k` claims idempotency keys, `l` appends to
+    /// the log, `b` builds bodies, and one `q…` for each queue enqueues.
     fn statement(&self) -> String {
-        // Parameters 1 to 11 are always there; what follows depends on the shape.
-        let mut next = 12;
-        let mut parameter = || {
-            next += 1;
-            format!("${}", next - 1)
-        };
-        let mut text = String::from(
-            "with v as materialized (
+        let parameters = self.parameters();
+        let mut steps = vec![
+            "v as materialized (
                  select from core.namespaces where namespace = $1 and subscriptions_version = $2
-             )",
-        );
-        let mut source_column = String::new();
-        let mut only_completed = "";
-        if let Some(queue) = &self.completes {
-            let (source, msg_ids, read_cts) = (parameter(), parameter(), parameter());
-            write!(
-                text,
-                ", d as (
-                     delete from {table} q
-                     using unnest({msg_ids}::bigint[], {read_cts}::int[]) as c (msg_id, read_ct)
-                     where q.msg_id = c.msg_id and q.read_ct = c.read_ct and exists (select from v)
-                     returning q.msg_id
-                 )",
-                table = table(queue)
-            )
-            .expect("writing to a string cannot fail");
-            source_column = format!(", {source}::bigint[]");
-            only_completed = "and (e.source is null or e.source in (select msg_id from d))";
-        }
-        let (mut key_column, mut period) = (String::new(), String::new());
+             )"
+            .to_owned(),
+        ];
+        steps.extend(self.completes.as_ref().map(|queue| complete_step(queue, &parameters)));
+        steps.push(self.events_step(&parameters));
         if self.keyed {
-            key_column = format!(", {}::text[]", parameter());
-            period = parameter();
+            steps.push(keys_step(&parameters));
         }
-        write!(
-            text,
-            ", e as materialized (
-                 select nextval('core.event_log_event_id_seq') as event_id, core.now() as emitted_at, e.*
-                 from unnest($4::text[], $5::int[], $6::jsonb[], $7::text[], $8::text[], $9::text[],
-                             $10::text[], $11::text[]{source_column}{key_column}) with ordinality
-                     as e (event_type, event_version, payload, key, correlation_id, causation_id,
-                           traceparent, tracestate{source}{idempotency_key}, n)
-                 where exists (select from v) {only_completed}
-             )",
-            source = if self.completes.is_some() { ", source" } else { "" },
-            idempotency_key = if self.keyed { ", idempotency_key" } else { "" },
-        )
-        .expect("writing to a string cannot fail");
-        if self.keyed {
-            // The id was drawn before, so a row that comes back with it is new. `do nothing` would
-            // return no id for a key that another transaction has just used.
-            write!(
-                text,
-                ", k as (
-                     insert into core.idempotency_keys as i (namespace, key, event_id, fingerprint, expires_at)
-                     select $1, e.idempotency_key, e.event_id, core.event_fingerprint(e.event_type, e.payload),
-                            core.now() + {period}::bigint * interval '1 millisecond'
-                     from e where e.idempotency_key is not null
-                     order by e.idempotency_key
-                     on conflict (namespace, key) do update set
-                         event_id = case when i.expires_at <= core.now() then excluded.event_id else i.event_id end,
-                         fingerprint = case when i.expires_at <= core.now() then excluded.fingerprint else i.fingerprint end,
-                         expires_at = case when i.expires_at <= core.now() then excluded.expires_at else i.expires_at end
-                     returning i.key, i.event_id, i.fingerprint
-                 )"
-            )
-            .expect("writing to a string cannot fail");
+        // An event whose key was used before is not stored again.
+        let new_events = if self.keyed {
+            "e left join k on k.key = e.idempotency_key where k.event_id is null or k.event_id = e.event_id"
+        } else {
+            "e"
+        };
+        steps.push(log_step(new_events));
+        if !self.targets.is_empty() {
+            steps.push(bodies_step(new_events));
         }
-        let (join, event_ids, conflict) = if self.keyed {
+        steps.extend(self.targets.iter().enumerate().map(|(index, queue)| queue_step(index, queue)));
+
+        let (event_ids, conflict) = if self.keyed {
             (
-                "left join k on k.key = e.idempotency_key where k.event_id is null or k.event_id = e.event_id",
                 "(select array_agg(coalesce(k.event_id, e.event_id) order by e.n)
                   from e left join k on k.key = e.idempotency_key)",
                 "(select min(k.key) from e join k on k.key = e.idempotency_key
                   where k.fingerprint <> core.event_fingerprint(e.event_type, e.payload))",
             )
         } else {
-            ("", "(select array_agg(e.event_id order by e.n) from e)", "null::text")
+            ("(select array_agg(e.event_id order by e.n) from e)", "null::text")
         };
-        write!(
-            text,
-            ", l as (
-                 insert into core.event_log
-                     (event_id, namespace, event_type, payload, emitted_at, producer_node_id, metadata,
-                      event_version, key, correlation_id, causation_id, subscriptions_version)
-                 select e.event_id, $1, e.event_type, e.payload, e.emitted_at, $3,
-                        case when e.traceparent is null then '{{}}'
-                             else jsonb_strip_nulls(jsonb_build_object('traceparent', e.traceparent, 'tracestate', e.tracestate)) end,
-                        e.event_version, e.key, coalesce(e.correlation_id, e.event_id::text), e.causation_id, $2
-                 from e {join}
+        let completed = if self.completes.is_some() {
+            "array(select msg_id from d)"
+        } else {
+            "'{}'::bigint[]"
+        };
+        format!(
+            "with {} select exists (select from v), coalesce({event_ids}, '{{}}'), {completed}, {conflict}",
+            steps.join(", ")
+        )
+    }
+
+    /// Parameters 1 to 11 are always there; what follows depends on the shape, in the order in which
+    /// [`emit`] binds it.
+    fn parameters(&self) -> Parameters {
+        let mut next = 12;
+        let mut parameter = || {
+            next += 1;
+            format!("${}", next - 1)
+        };
+        let mut parameters = Parameters::default();
+        if self.completes.is_some() {
+            parameters.source = parameter();
+            parameters.msg_ids = parameter();
+            parameters.read_cts = parameter();
+        }
+        if self.keyed {
+            parameters.keys = parameter();
+            parameters.period = parameter();
+        }
+        parameters
+    }
+
+    fn events_step(&self, parameters: &Parameters) -> String {
+        let (mut arrays, mut columns, mut only_completed) = (String::new(), String::new(), "");
+        if self.completes.is_some() {
+            arrays = format!(", {}::bigint[]", parameters.source);
+            columns.push_str(", source");
+            only_completed = "and (e.source is null or e.source in (select msg_id from d))";
+        }
+        if self.keyed {
+            arrays = format!("{arrays}, {}::text[]", parameters.keys);
+            columns.push_str(", idempotency_key");
+        }
+        format!(
+            "e as materialized (
+                 select nextval('core.event_log_event_id_seq') as event_id, core.now() as emitted_at, e.*
+                 from unnest($4::text[], $5::int[], $6::jsonb[], $7::text[], $8::text[], $9::text[],
+                             $10::text[], $11::text[]{arrays}) with ordinality
+                     as e (event_type, event_version, payload, key, correlation_id, causation_id,
+                           traceparent, tracestate{columns}, n)
+                 where exists (select from v) {only_completed}
              )"
         )
-        .expect("writing to a string cannot fail");
-        if !self.targets.is_empty() {
-            write!(
-                text,
-                ", b as materialized (
-                     select e.event_id, e.event_type, e.event_version,
-                            core.envelope($1, e.event_type, e.payload, e.emitted_at, $3, e.event_version, e.key,
-                                          coalesce(e.correlation_id, e.event_id::text), e.causation_id) as body,
-                            case when e.traceparent is null then '{{}}'
-                                 else jsonb_strip_nulls(jsonb_build_object('traceparent', e.traceparent, 'tracestate', e.tracestate)) end as trace
-                     from e {join}
-                 )"
-            )
-            .expect("writing to a string cannot fail");
-        }
-        for (index, queue) in self.targets.iter().enumerate() {
-            write!(
-                text,
-                ", q{index} as (
-                     insert into {table} (vt, message, headers)
-                     select core.now(), b.body,
-                            core.headers(b.event_id, b.event_version, s.subscription_id, s.handler, b.trace)
-                     from b join core.subscriptions s
-                         on s.namespace = $1 and s.event_type = b.event_type and s.queue_name = '{queue}'
-                     order by b.event_id
-                 )",
-                table = table(queue)
-            )
-            .expect("writing to a string cannot fail");
-        }
-        write!(
-            text,
-            " select exists (select from v), coalesce({event_ids}, '{{}}'), {completed}, {conflict}",
-            completed = if self.completes.is_some() {
-                "array(select msg_id from d)"
-            } else {
-                "'{}'::bigint[]"
-            },
-        )
-        .expect("writing to a string cannot fail");
-        text
     }
+}
+
+/// The parameters that not every statement has; empty where they are not used.
+#[derive(Debug, Default)]
+struct Parameters {
+    source: String,
+    msg_ids: String,
+    read_cts: String,
+    keys: String,
+    period: String,
+}
+
+fn complete_step(queue: &str, Parameters { msg_ids, read_cts, .. }: &Parameters) -> String {
+    format!(
+        "d as (
+             delete from {table} q
+             using unnest({msg_ids}::bigint[], {read_cts}::int[]) as c (msg_id, read_ct)
+             where q.msg_id = c.msg_id and q.read_ct = c.read_ct and exists (select from v)
+             returning q.msg_id
+         )",
+        table = table(queue)
+    )
+}
+
+/// The id was drawn before, so a row that comes back with it is new. `do nothing` would return no id
+/// for a key that another transaction has just used.
+fn keys_step(Parameters { period, .. }: &Parameters) -> String {
+    format!(
+        "k as (
+             insert into core.idempotency_keys as i (namespace, key, event_id, fingerprint, expires_at)
+             select $1, e.idempotency_key, e.event_id, core.event_fingerprint(e.event_type, e.payload),
+                    core.now() + {period}::bigint * interval '1 millisecond'
+             from e where e.idempotency_key is not null
+             order by e.idempotency_key
+             on conflict (namespace, key) do update set
+                 event_id = case when i.expires_at <= core.now() then excluded.event_id else i.event_id end,
+                 fingerprint = case when i.expires_at <= core.now() then excluded.fingerprint else i.fingerprint end,
+                 expires_at = case when i.expires_at <= core.now() then excluded.expires_at else i.expires_at end
+             returning i.key, i.event_id, i.fingerprint
+         )"
+    )
+}
+
+/// The trace context of event `e` as an object; {} without one.
+const TRACE: &str = "case when e.traceparent is null then '{}'::jsonb
+    else jsonb_strip_nulls(jsonb_build_object('traceparent', e.traceparent, 'tracestate', e.tracestate)) end";
+
+fn log_step(new_events: &str) -> String {
+    format!(
+        "l as (
+             insert into core.event_log
+                 (event_id, namespace, event_type, payload, emitted_at, producer_node_id, metadata,
+                  event_version, key, correlation_id, causation_id, subscriptions_version)
+             select e.event_id, $1, e.event_type, e.payload, e.emitted_at, $3, {TRACE},
+                    e.event_version, e.key, coalesce(e.correlation_id, e.event_id::text), e.causation_id, $2
+             from {new_events}
+         )"
+    )
+}
+
+fn bodies_step(new_events: &str) -> String {
+    format!(
+        "b as materialized (
+             select e.event_id, e.event_type, e.event_version, {TRACE} as trace,
+                    core.envelope($1, e.event_type, e.payload, e.emitted_at, $3, e.event_version, e.key,
+                                  coalesce(e.correlation_id, e.event_id::text), e.causation_id) as body
+             from {new_events}
+         )"
+    )
+}
+
+fn queue_step(index: usize, queue: &str) -> String {
+    format!(
+        "q{index} as (
+             insert into {table} (vt, message, headers)
+             select core.now(), b.body,
+                    core.headers(b.event_id, b.event_version, s.subscription_id, s.handler, b.trace)
+             from b join core.subscriptions s
+                 on s.namespace = $1 and s.event_type = b.event_type and s.queue_name = '{queue}'
+             order by b.event_id
+         )",
+        table = table(queue)
+    )
 }

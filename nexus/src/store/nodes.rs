@@ -8,7 +8,7 @@ use super::JsonText;
 /// A node as it registers.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
-    pub(crate) node_id: String,
+    pub(crate) id: String,
     pub(crate) namespace: String,
     pub(crate) app: String,
     pub(crate) build_id: String,
@@ -45,7 +45,7 @@ pub(crate) async fn same_id_elsewhere(
         "select namespace from core.nodes
          where node_id = $1 and namespace <> $2 and core.is_live(last_heartbeat)",
     )
-    .bind(&node.node_id)
+    .bind(&node.id)
     .bind(&node.namespace)
     .fetch_optional(connection)
     .await
@@ -97,7 +97,7 @@ pub(crate) async fn register(connection: &mut PgConnection, node: &Node) -> sqlx
                  last_heartbeat = core.now(), epoch = n.epoch + 1
          returning epoch",
     )
-    .bind(&node.node_id)
+    .bind(&node.id)
     .bind(&node.namespace)
     .bind(&node.app)
     .bind(&node.build_id)
@@ -167,7 +167,7 @@ pub(crate) async fn restore(
 ) -> sqlx::Result<()> {
     register(connection, node).await?;
     sqlx::query("update core.nodes set epoch = $2 where node_id = $1 and epoch = 1")
-        .bind(&node.node_id)
+        .bind(&node.id)
         .bind(epoch)
         .execute(connection)
         .await

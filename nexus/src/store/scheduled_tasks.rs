@@ -86,7 +86,7 @@ pub(crate) struct Due {
     pub(crate) name: String,
     pub(crate) expression: String,
     pub(crate) time_zone: Option<String>,
-    pub(crate) due_at: jiff::Timestamp,
+    pub(crate) at: jiff::Timestamp,
     pub(crate) now: jiff::Timestamp,
 }
 
@@ -116,7 +116,7 @@ pub(crate) async fn lock_due(
             name: row.get(1),
             expression: row.get(2),
             time_zone: row.get(3),
-            due_at: timestamp(row.get(4)),
+            at: timestamp(row.get(4)),
             now: timestamp(row.get(5)),
         })
         .collect())

@@ -72,9 +72,11 @@ impl TestServer {
     pub(super) async fn execute(&self, statement: &str) {
         if let Err(error) = execute(&self.admin_url(), statement).await {
             let code = error.as_database_error().and_then(|error| error.code().map(String::from));
-            if code.as_deref() == Some("42501") {
-                panic!("{}", nexus_embedded::Error::MayNotCreateDatabases { variable: "DATABASE_URL" });
-            }
+            assert!(
+                code.as_deref() != Some("42501"),
+                "{}",
+                nexus_embedded::Error::MayNotCreateDatabases { variable: "DATABASE_URL" }
+            );
             panic!("`{statement}` failed: {error}");
         }
     }

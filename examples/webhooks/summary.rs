@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    time::Instant,
 };
 
 use nexus::{Handle, prelude::*};

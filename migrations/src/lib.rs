@@ -101,12 +101,14 @@ pub enum MigrateError {
         found: String,
     },
     /// The role may not do what is needed.
-    #[error("role `{role}` lacks rights in database `{database}`: {source}. Grant them (`grant create on database {database} to {role}`), or run the migrations with another role")]
+    #[error("role `{role}` lacks rights in database `{database}`: {source}. Grant them (`{grant}`), or run the migrations with another role")]
     NotAllowed {
         /// The role that connected.
         role: String,
         /// The database.
         database: String,
+        /// The statement that gives the role what it needs.
+        grant: String,
         /// What the server refused.
         source: sqlx::Error,
     },
@@ -147,6 +149,7 @@ pub async fn up(options: &PgConnectOptions) -> Result<usize, MigrateError> {
         PgConnection::connect_with(options).await.map_err(failed("connect to migrate"))?;
     check_server(&mut connection).await?;
     if current_version(&mut connection).await? == newest_version() {
+        connection.close().await.map_err(failed("close the migrating connection"))?;
         return Ok(0);
     }
 
@@ -205,17 +208,9 @@ pub async fn down(options: &PgConnectOptions, version: i32) -> Result<usize, Mig
     let from = current_version(&mut connection).await?;
     let mut reverted = 0;
     for step in MIGRATIONS.iter().rev().filter(|step| step.version <= from && step.version > version) {
-        let wrong = |source| MigrateError::Apply { name: step.name, source };
-        let mut tx = connection.begin().await.map_err(wrong)?;
-        sqlx::raw_sql(step.down).execute(&mut *tx).await.map_err(wrong)?;
-        if step.version > 1 {
-            sqlx::query("delete from core.schema_migrations where version = $1")
-                .bind(step.version)
-                .execute(&mut *tx)
-                .await
-                .map_err(wrong)?;
+        if let Err(error) = revert(&mut connection, step).await {
+            return Err(explain(&mut connection, error).await);
         }
-        tx.commit().await.map_err(wrong)?;
         reverted += 1;
     }
     connection.close().await.map_err(failed("close the migrating connection"))?;
@@ -235,6 +230,21 @@ async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<(), Mi
     tx.commit().await.map_err(wrong)
 }
 
+async fn revert(connection: &mut PgConnection, step: &Migration) -> Result<(), MigrateError> {
+    let wrong = |source| MigrateError::Apply { name: step.name, source };
+    let mut tx = connection.begin().await.map_err(wrong)?;
+    sqlx::raw_sql(step.down).execute(&mut *tx).await.map_err(wrong)?;
+    // The first step takes the history with it.
+    if step.version > 1 {
+        sqlx::query("delete from core.schema_migrations where version = $1")
+            .bind(step.version)
+            .execute(&mut *tx)
+            .await
+            .map_err(wrong)?;
+    }
+    tx.commit().await.map_err(wrong)
+}
+
 async fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let row = sqlx::query(
         "select current_setting('server_version_num')::int, current_setting('server_version')",
@@ -242,29 +252,44 @@ async fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError>
     .fetch_one(connection)
     .await
     .map_err(failed("ask the server for its version"))?;
-    if row.get::<i32, _>(0) < OLDEST_SERVER {
-        return Err(MigrateError::ServerTooOld { found: row.get(1) });
+    supported(row.get(0), row.get(1))
+}
+
+fn supported(version_num: i32, found: String) -> Result<(), MigrateError> {
+    if version_num < OLDEST_SERVER {
+        return Err(MigrateError::ServerTooOld { found });
     }
     Ok(())
 }
 
 /// The version of the schema; 0 if there is none.
 async fn current_version(connection: &mut PgConnection) -> Result<i32, MigrateError> {
-    let row = sqlx::query(
-        "select to_regnamespace('core') is not null, to_regclass('core.schema_migrations') is not null",
+    // From the catalog: `to_regclass` raises for a role that may not use the schema, and its two
+    // answers could be of before and after another process's migration.
+    let is_there: Option<bool> = sqlx::query_scalar(
+        "select exists (select from pg_class c
+                        where c.relnamespace = n.oid and c.relname = 'schema_migrations')
+         from pg_namespace n where n.nspname = 'core'",
     )
-    .fetch_one(&mut *connection)
+    .fetch_optional(&mut *connection)
     .await
     .map_err(failed("look for the schema"))?;
-    match (row.get(0), row.get(1)) {
-        (false, _) => return Ok(0),
-        (true, false) => return Err(MigrateError::ForeignSchema),
-        (true, true) => {}
+    match is_there {
+        None => return Ok(0),
+        Some(false) => return Err(MigrateError::ForeignSchema),
+        Some(true) => {}
     }
-    let found: i32 = sqlx::query_scalar("select coalesce(max(version), 0) from core.schema_migrations")
-        .fetch_one(connection)
-        .await
-        .map_err(failed("read the version of the schema"))?;
+    let read: Result<i32, _> =
+        sqlx::query_scalar("select coalesce(max(version), 0) from core.schema_migrations")
+            .fetch_one(&mut *connection)
+            .await;
+    let found = match read {
+        Ok(found) => found,
+        Err(source) => {
+            let error = failed("read the version of the schema")(source);
+            return Err(explain(connection, error).await);
+        }
+    };
     if found > newest_version() {
         return Err(MigrateError::SchemaTooNew { found, known: newest_version() });
     }
@@ -348,9 +373,11 @@ async fn pgmq_version(connection: &mut PgConnection) -> Result<Option<String>, M
     }
 }
 
-/// Turns "permission denied" into an error that says whose and where.
+/// Turns "permission denied" into an error that says whose, where, and what to grant.
 async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateError {
+    let only_reads = matches!(error, MigrateError::Database { .. });
     let (MigrateError::Apply { source, .. }
+    | MigrateError::Database { source, .. }
     | MigrateError::Pgmq(pgmq::PgmqError::DatabaseError(source))) = &error
     else {
         return error;
@@ -358,14 +385,26 @@ async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateE
     if source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() != Some("42501") {
         return error;
     }
-    let names: Result<(String, String), _> =
-        sqlx::query_as("select current_user::text, current_database()::text").fetch_one(connection).await;
+    let names: Result<(String, String, String, String), _> = sqlx::query_as(
+        "select current_user::text, current_database()::text,
+                quote_ident(current_user), quote_ident(current_database())",
+    )
+    .fetch_one(connection)
+    .await;
     match (names, error) {
         (
-            Ok((role, database)),
+            Ok((role, database, quoted_role, quoted_database)),
             MigrateError::Apply { source, .. }
+            | MigrateError::Database { source, .. }
             | MigrateError::Pgmq(pgmq::PgmqError::DatabaseError(source)),
-        ) => MigrateError::NotAllowed { role, database, source },
+        ) => {
+            let grant = if only_reads {
+                format!("grant usage on schema core to {quoted_role}; grant select on core.schema_migrations to {quoted_role}")
+            } else {
+                format!("grant create on database {quoted_database} to {quoted_role}")
+            };
+            MigrateError::NotAllowed { role, database, grant, source }
+        }
         (_, error) => error,
     }
 }
@@ -381,4 +420,24 @@ pub fn fingerprint() -> String {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
     format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_servers_before_15_by_name() {
+        let error = supported(14_00_20, "14.20 (Debian)".to_owned()).unwrap_err();
+        assert_eq!(error.to_string(), "PostgreSQL 15 or newer is needed, this server is 14.20 (Debian)");
+        supported(15_00_00, "15.0".to_owned()).unwrap();
+    }
+
+    #[test]
+    fn migrations_are_numbered_without_gaps_and_named_by_their_number() {
+        for (index, step) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(usize::try_from(step.version).unwrap(), index + 1);
+            assert!(step.name.starts_with(&format!("{:04}_", step.version)), "{}", step.name);
+        }
+    }
 }

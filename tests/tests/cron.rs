@@ -141,3 +141,56 @@ async fn a_restart_keeps_the_task_and_a_removed_one_is_deactivated() {
     assert_eq!(rows[0], hourly(false));
     assert_eq!(rows[1].3.as_deref(), Some("America/New_York"));
 }
+
+/// Handles what a task made by hand emits.
+#[handler]
+async fn digest(event: Envelope<DigestDue>, ticks: State<Ticks>) {
+    assert_eq!(event.limit, 100);
+    assert!(event.meta().scheduled_task_id().is_some());
+    assert_eq!(event.meta().producer_node_id(), "scheduler");
+    let _ = ticks.send(("digest", event.meta().due_at().expect("a tick has a due time")));
+}
+
+/// The event of a task that is made by hand, as the original system makes them.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "digest.due")]
+struct DigestDue {
+    limit: u32,
+}
+
+#[tokio::test]
+async fn a_task_made_by_hand_waits_for_its_time() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut ticks) = mpsc::unbounded_channel();
+    let node = nexus::start(app(&database, "digest", &sender)).await.unwrap();
+    sqlx::query(
+        "insert into core.scheduled_tasks (namespace, name, cron_expression, event_type, payload)
+         values ('demo', 'digest', '0 * * * *', 'digest.due', '{\"limit\": 100}')",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    until("its first time is computed", || async {
+        sqlx::query_scalar::<_, bool>(
+            "select next_run_at > core.now() from core.scheduled_tasks where next_run_at is not null",
+        )
+        .fetch_optional(&pool)
+        .await
+        .unwrap()
+        .map(|is_ahead| assert!(is_ahead))
+    })
+    .await;
+    let fired: i64 = sqlx::query_scalar("select count(*) from core.ticks").fetch_one(&pool).await.unwrap();
+    assert_eq!(fired, 0);
+    database.advance(Duration::from_secs(3600)).await;
+    let (_, due_at) = within("the task ticks", ticks.recv()).await.unwrap();
+    assert_eq!(due_at.as_second() % 3600, 0);
+    // Run by hand, and by pg_cron, it ticks as well.
+    sqlx::query("select core.run_scheduled_task(task_id) from core.scheduled_tasks")
+        .execute(&pool)
+        .await
+        .unwrap();
+    within("the task ticks", ticks.recv()).await.unwrap();
+    node.shutdown().await;
+}

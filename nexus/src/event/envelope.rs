@@ -149,6 +149,12 @@ impl EnvelopeMeta {
         self.body.scheduled_task_id
     }
 
+    /// The moment a tick was due.
+    #[must_use]
+    pub fn due_at(&self) -> Option<Timestamp> {
+        self.body.due_at
+    }
+
     /// The W3C `traceparent` the event was emitted under.
     #[must_use]
     pub fn traceparent(&self) -> Option<&str> {

@@ -50,11 +50,12 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
     let mut fired = false;
     for task in &due {
         match times(task) {
-            Ok((due_at, next)) => {
+            Ok((Some(due_at), next)) => {
                 let event_id = scheduled_tasks::fire(&mut tx, task.task_id, due_at, next).await?;
                 fired |= event_id.is_some();
                 tracing::debug!(task = task.name, %due_at, event_id, "fired a tick");
             }
+            Ok((None, next)) => scheduled_tasks::set_next_run(&mut tx, task.task_id, next).await?,
             Err(error) => {
                 tracing::error!(task = task.name, %error, "deactivated a scheduled task that cannot be computed");
                 scheduled_tasks::deactivate(&mut tx, task.task_id).await?;
@@ -75,13 +76,14 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
     }))
 }
 
-/// The due time to fire for, and the one after it.
-fn times(task: &Due) -> Result<(Timestamp, Timestamp), ScheduleError> {
+/// The due time to fire for, if there is one, and the one after it.
+fn times(task: &Due) -> Result<(Option<Timestamp>, Timestamp), ScheduleError> {
     let schedule = Schedule::parse(&task.expression, task.time_zone.as_deref())?;
-    let due_at = if task.now.duration_since(task.at) > GRACE {
-        schedule.latest_due(task.at, task.now)
+    let Some(at) = task.at else { return Ok((None, schedule.next_after(task.now)?)) };
+    let due_at = if task.now.duration_since(at) > GRACE {
+        schedule.latest_due(at, task.now)
     } else {
-        task.at
+        at
     };
-    Ok((due_at, schedule.next_after(due_at)?))
+    Ok((Some(due_at), schedule.next_after(due_at)?))
 }

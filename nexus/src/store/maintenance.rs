@@ -30,7 +30,11 @@ pub(crate) async fn drop_expired_partitions(
     if !locked {
         return Ok(Vec::new());
     }
+    // Detaching waits for every transaction that has used the log. It must not keep the caretaker
+    // from its other work; what it leaves half done is finalized the next time.
+    sqlx::query("select set_config('lock_timeout', '5s', false)").execute(&mut *connection).await?;
     let dropped = drop_expired(connection, retention).await;
+    sqlx::raw_sql("reset lock_timeout").execute(&mut *connection).await?;
     sqlx::query("select pg_advisory_unlock(hashtextextended('nexus: drop partitions', 0))")
         .execute(connection)
         .await?;
@@ -41,21 +45,27 @@ async fn drop_expired(
     connection: &mut PgConnection,
     retention: Duration,
 ) -> sqlx::Result<Vec<String>> {
-    let expired: Vec<(String, bool)> = sqlx::query_as(
-        "select name, detach_pending from core.expired_partitions($1 * interval '1 microsecond')",
+    let expired: Vec<(String, String)> = sqlx::query_as(
+        "select name, state from core.expired_partitions($1 * interval '1 microsecond')",
     )
     .bind(micros(retention))
     .fetch_all(&mut *connection)
     .await?;
     let mut dropped = Vec::new();
-    for (name, detach_pending) in expired {
+    for (name, state) in expired {
         // Names come from the catalog and match `event_log_YYYY_MM`. A plain detach would take a
         // lock that waits for, and then blocks, every emit.
-        let how = if detach_pending { "finalize" } else { "concurrently" };
-        let text = format!("alter table core.event_log detach partition core.{name} {how}");
-        sqlx::raw_sql(AssertSqlSafe(text).into_sql_str()).execute(&mut *connection).await?;
-        let text = format!("drop table core.{name}");
-        sqlx::raw_sql(AssertSqlSafe(text).into_sql_str()).execute(&mut *connection).await?;
+        let mark = format!("comment on table core.{name} is 'expired'");
+        let detach = format!("alter table core.event_log detach partition core.{name}");
+        let drop = format!("drop table core.{name}");
+        let steps = match &*state {
+            "detached" => vec![drop],
+            "detach pending" => vec![mark, format!("{detach} finalize"), drop],
+            _ => vec![mark, format!("{detach} concurrently"), drop],
+        };
+        for step in steps {
+            sqlx::raw_sql(AssertSqlSafe(step).into_sql_str()).execute(&mut *connection).await?;
+        }
         dropped.push(name);
     }
     Ok(dropped)

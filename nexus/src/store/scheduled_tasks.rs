@@ -86,7 +86,8 @@ pub(crate) struct Due {
     pub(crate) name: String,
     pub(crate) expression: String,
     pub(crate) time_zone: Option<String>,
-    pub(crate) at: jiff::Timestamp,
+    /// `None` for a task that somebody has just made by hand: its first time is not computed yet.
+    pub(crate) at: Option<jiff::Timestamp>,
     pub(crate) now: jiff::Timestamp,
 }
 
@@ -98,7 +99,7 @@ pub(crate) async fn lock_due(
 ) -> sqlx::Result<Vec<Due>> {
     let rows = sqlx::query(
         "select task_id, name, cron_expression, timezone,
-                (extract(epoch from coalesce(next_run_at, core.now())) * 1000000)::bigint,
+                (extract(epoch from next_run_at) * 1000000)::bigint,
                 (extract(epoch from core.now()) * 1000000)::bigint
          from core.scheduled_tasks
          where namespace = $1 and active and scheduler = 'nexus'
@@ -116,7 +117,7 @@ pub(crate) async fn lock_due(
             name: row.get(1),
             expression: row.get(2),
             time_zone: row.get(3),
-            at: timestamp(row.get(4)),
+            at: row.get::<Option<i64>, _>(4).map(timestamp),
             now: timestamp(row.get(5)),
         })
         .collect())
@@ -138,6 +139,23 @@ pub(crate) async fn fire(
     .bind(next_run_at.as_microsecond())
     .fetch_one(connection)
     .await
+}
+
+/// Sets when a task is due for the first time.
+pub(crate) async fn set_next_run(
+    connection: &mut PgConnection,
+    task_id: Uuid,
+    next_run_at: jiff::Timestamp,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "update core.scheduled_tasks set next_run_at = timestamptz 'epoch' + $2 * interval '1 microsecond'
+         where task_id = $1",
+    )
+    .bind(task_id)
+    .bind(next_run_at.as_microsecond())
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 /// Stops a task that cannot be computed, so that it is not found due again and again.

@@ -14,16 +14,12 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    pub(crate) fn stderr() -> Self {
-        // Draws nothing unless standard error is a terminal.
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        Self { bar, messages: Box::new(io::stderr()) }
-    }
-
-    /// Messages go elsewhere, and nothing is drawn.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the tests of this example"))]
-    pub(crate) fn hidden(messages: impl Write + Send + 'static) -> Self {
-        Self { bar: ProgressBar::hidden(), messages: Box::new(messages) }
+    /// A bar that is drawn there if that is a terminal, and a place for messages.
+    pub(crate) fn new(bar: ProgressDrawTarget, messages: impl Write + Send + 'static) -> Self {
+        Self {
+            bar: ProgressBar::with_draw_target(None, bar),
+            messages: Box::new(messages),
+        }
     }
 
     /// Prints a line, above the bar if there is one.
@@ -50,7 +46,9 @@ impl Console {
         if !self.bar.is_hidden() {
             let (handled, _) = summary::finished(handle);
             let Lines { read, rejected } = lines;
-            self.bar.set_message(format!("{read} lines, {rejected} rejected, {handled} handled"));
+            self.bar.set_message(format!(
+                "{read} lines, {rejected} rejected, {handled} handled"
+            ));
         }
     }
 
@@ -59,7 +57,8 @@ impl Console {
         if !self.bar.is_hidden() {
             let (handled, dead_lettered) = summary::finished(handle);
             self.bar.set_style(style("handling {spinner} {msg}"));
-            self.bar.set_message(format!("{handled} handled, {dead_lettered} dead-lettered"));
+            self.bar
+                .set_message(format!("{handled} handled, {dead_lettered} dead-lettered"));
             self.bar.tick();
         }
     }
@@ -79,5 +78,8 @@ pub(crate) fn log_to_stderr() {
         .ok()
         .and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
 }

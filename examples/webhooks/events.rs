@@ -4,6 +4,8 @@
 //! `Option` where GitHub may leave it out or send `null`: a deleted user, an event of an
 //! organization, a check that has not ended.
 
+#![expect(clippy::struct_field_names, reason = "the names are GitHub's")]
+
 use nexus::{client::Emission, prelude::*};
 use serde_json::{Map, Value, value::RawValue};
 
@@ -102,7 +104,9 @@ pub(crate) struct User {
 macro_rules! common_fields {
     () => {
         fn repository(&self) -> Option<&str> {
-            self.repository.as_ref().map(|repository| repository.full_name.as_str())
+            self.repository
+                .as_ref()
+                .map(|repository| repository.full_name.as_str())
         }
 
         fn sender(&self) -> Option<&str> {
@@ -133,11 +137,17 @@ impl Delivered for Issues {
     common_fields!();
 
     fn subject(&self) -> String {
-        format!("issue #{} {}: {}", self.issue.number, self.action, self.issue.title)
+        format!(
+            "issue #{} {}: {}",
+            self.issue.number, self.action, self.issue.title
+        )
     }
 
     fn counts(&self) -> Counts {
-        Counts { issues_opened: i64::from(self.action == "opened"), ..Counts::default() }
+        Counts {
+            issues_opened: i64::from(self.action == "opened"),
+            ..Counts::default()
+        }
     }
 }
 
@@ -168,7 +178,10 @@ impl Delivered for IssueComment {
     }
 
     fn counts(&self) -> Counts {
-        Counts { comments: i64::from(self.action == "created"), ..Counts::default() }
+        Counts {
+            comments: i64::from(self.action == "created"),
+            ..Counts::default()
+        }
     }
 }
 
@@ -197,12 +210,18 @@ impl Delivered for PullRequest {
     common_fields!();
 
     fn subject(&self) -> String {
-        format!("pull request #{} {}: {}", self.pull_request.number, self.action, self.pull_request.title)
+        format!(
+            "pull request #{} {}: {}",
+            self.pull_request.number, self.action, self.pull_request.title
+        )
     }
 
     fn counts(&self) -> Counts {
         let merged = self.action == "closed" && self.pull_request.merged == Some(true);
-        Counts { pull_requests_merged: i64::from(merged), ..Counts::default() }
+        Counts {
+            pull_requests_merged: i64::from(merged),
+            ..Counts::default()
+        }
     }
 }
 
@@ -229,13 +248,23 @@ impl Delivered for PullRequestReview {
     common_fields!();
 
     fn subject(&self) -> String {
-        let Self { review, pull_request, .. } = self;
+        let Self {
+            review,
+            pull_request,
+            ..
+        } = self;
         let body = review.body.as_deref().unwrap_or_default();
-        format!("review of #{} {}, {}: {body}", pull_request.number, self.action, review.state)
+        format!(
+            "review of #{} {}, {}: {body}",
+            pull_request.number, self.action, review.state
+        )
     }
 
     fn counts(&self) -> Counts {
-        Counts { comments: i64::from(self.action == "submitted"), ..Counts::default() }
+        Counts {
+            comments: i64::from(self.action == "submitted"),
+            ..Counts::default()
+        }
     }
 }
 
@@ -270,14 +299,20 @@ impl Delivered for Push {
     common_fields!();
 
     fn subject(&self) -> String {
-        let messages: Vec<&str> =
-            self.commits().iter().map(|commit| commit.message.as_str()).collect();
+        let messages: Vec<&str> = self
+            .commits()
+            .iter()
+            .map(|commit| commit.message.as_str())
+            .collect();
         format!("push to {}: {}", self.reference, messages.join(", "))
     }
 
     fn counts(&self) -> Counts {
         let commits = i64::try_from(self.commits().len()).unwrap_or(i64::MAX);
-        Counts { commits, ..Counts::default() }
+        Counts {
+            commits,
+            ..Counts::default()
+        }
     }
 }
 
@@ -305,11 +340,18 @@ impl Delivered for Release {
 
     fn subject(&self) -> String {
         let Version { tag_name, name, .. } = &self.release;
-        format!("release {tag_name} {}: {}", self.action, name.as_deref().unwrap_or_default())
+        format!(
+            "release {tag_name} {}: {}",
+            self.action,
+            name.as_deref().unwrap_or_default()
+        )
     }
 
     fn counts(&self) -> Counts {
-        Counts { releases: i64::from(self.action == "published"), ..Counts::default() }
+        Counts {
+            releases: i64::from(self.action == "published"),
+            ..Counts::default()
+        }
     }
 }
 
@@ -336,7 +378,10 @@ impl Delivered for Star {
             "deleted" => -1,
             _ => 0,
         };
-        Counts { stars, ..Counts::default() }
+        Counts {
+            stars,
+            ..Counts::default()
+        }
     }
 }
 
@@ -357,7 +402,10 @@ impl Delivered for Fork {
     }
 
     fn counts(&self) -> Counts {
-        Counts { forks: 1, ..Counts::default() }
+        Counts {
+            forks: 1,
+            ..Counts::default()
+        }
     }
 }
 
@@ -385,7 +433,12 @@ impl Delivered for CheckRun {
     common_fields!();
 
     fn subject(&self) -> String {
-        format!("check {} {}{}", self.check_run.name, self.action, ending(self.check_run.conclusion.as_ref()))
+        format!(
+            "check {} {}{}",
+            self.check_run.name,
+            self.action,
+            ending(self.check_run.conclusion.as_ref())
+        )
     }
 
     fn counts(&self) -> Counts {
@@ -418,9 +471,18 @@ impl Delivered for WorkflowRun {
     common_fields!();
 
     fn subject(&self) -> String {
-        let Run { name, run_number, conclusion, .. } = &self.workflow_run;
+        let Run {
+            name,
+            run_number,
+            conclusion,
+            ..
+        } = &self.workflow_run;
         let name = name.as_deref().unwrap_or_default();
-        format!("run {run_number} of {name} {}{}", self.action, ending(conclusion.as_ref()))
+        format!(
+            "run {run_number} of {name} {}{}",
+            self.action,
+            ending(conclusion.as_ref())
+        )
     }
 
     fn counts(&self) -> Counts {
@@ -429,12 +491,17 @@ impl Delivered for WorkflowRun {
 }
 
 fn ending(conclusion: Option<&String>) -> String {
-    conclusion.map(|conclusion| format!(": {conclusion}")).unwrap_or_default()
+    conclusion
+        .map(|conclusion| format!(": {conclusion}"))
+        .unwrap_or_default()
 }
 
 fn failures(action: &str, conclusion: Option<&String>) -> Counts {
     let failed = action == "completed" && conclusion.is_some_and(|ending| ending == "failure");
-    Counts { failures: i64::from(failed), ..Counts::default() }
+    Counts {
+        failures: i64::from(failed),
+        ..Counts::default()
+    }
 }
 
 /// A delivery of any other name, whole. One Rust type has one event type, so the name that GitHub
@@ -462,7 +529,11 @@ impl Delivered for Other {
     }
 
     fn subject(&self) -> String {
-        let action = self.payload.get("action").and_then(Value::as_str).unwrap_or_default();
+        let action = self
+            .payload
+            .get("action")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         format!("{} {action}", self.event)
     }
 }

@@ -54,8 +54,16 @@ with_known_events!(define_handlers);
 /// Counts a delivery for its repository. With the handler's transaction: the row and the completion
 /// of the message commit together, so every delivery counts exactly once.
 async fn count<E: Delivered>(delivery: &Envelope<E>, tx: &mut Tx) -> nexus::Result {
-    let Counts { issues_opened, pull_requests_merged, comments, commits, releases, stars, forks, failures } =
-        delivery.counts();
+    let Counts {
+        issues_opened,
+        pull_requests_merged,
+        comments,
+        commits,
+        releases,
+        stars,
+        forks,
+        failures,
+    } = delivery.counts();
     sqlx::query(
         "insert into webhooks_repositories as r
              (namespace, repository, deliveries, issues_opened, pull_requests_merged, comments,
@@ -109,9 +117,14 @@ async fn copy<E: Delivered>(delivery: &Envelope<E>, client: &Client) -> nexus::R
 /// Makes deliveries findable by the words of their subject: many by one statement.
 async fn index<E: Delivered>(deliveries: &Batch<E>, tx: &mut Tx) -> nexus::Result {
     let ids: Vec<i64> = deliveries.iter().map(Envelope::event_id).collect();
-    let repositories: Vec<Option<&str>> =
-        deliveries.iter().map(|delivery| delivery.repository()).collect();
-    let subjects: Vec<String> = deliveries.iter().map(|delivery| delivery.subject()).collect();
+    let repositories: Vec<Option<&str>> = deliveries
+        .iter()
+        .map(|delivery| delivery.repository())
+        .collect();
+    let subjects: Vec<String> = deliveries
+        .iter()
+        .map(|delivery| delivery.subject())
+        .collect();
     sqlx::query(
         "insert into webhooks_index (event_id, namespace, event_type, repository, subject)
          select d.event_id, $1, $2, d.repository, left(d.subject, 1000)

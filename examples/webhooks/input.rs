@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    fmt::Write as _,
     fs::File,
     io::{self, BufRead, BufReader, Read},
     path::Path,
@@ -56,12 +57,19 @@ impl Input {
             return Err(format!("`{}` is a directory; give a file", file.display()).into());
         }
         let bytes = metadata.is_file().then_some(metadata.len());
-        Ok(Self { bytes, ..Self::new(&file.display().to_string(), opened) })
+        Ok(Self {
+            bytes,
+            ..Self::new(&file.display().to_string(), opened)
+        })
     }
 
     /// Anything that can be read.
     pub(crate) fn new(name: &str, source: impl Read + Send + 'static) -> Self {
-        Self { name: name.to_owned(), bytes: None, source: Box::new(source) }
+        Self {
+            name: name.to_owned(),
+            bytes: None,
+            source: Box::new(source),
+        }
     }
 
     /// How much there is, if that is known.
@@ -82,7 +90,11 @@ impl Input {
                     Ok(bytes) => Ok(Line::new(number, bytes, &buffer, with_keys)),
                     Err(error) => Err(io::Error::new(
                         error.kind(),
-                        format!("could not read {} after line {}: {error}", self.name, number - 1),
+                        format!(
+                            "could not read {} after line {}: {error}",
+                            self.name,
+                            number - 1
+                        ),
                     )),
                 };
                 let is_last = line.is_err();
@@ -100,7 +112,10 @@ impl Input {
 /// Returns how many bytes the line has, 0 at the end.
 fn read_line(reader: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<u64> {
     buffer.clear();
-    let read = reader.by_ref().take(LONGEST_LINE + 1).read_until(b'\n', buffer)? as u64;
+    let read = reader
+        .by_ref()
+        .take(LONGEST_LINE + 1)
+        .read_until(b'\n', buffer)? as u64;
     if read <= LONGEST_LINE || buffer.ends_with(b"\n") {
         return Ok(read);
     }
@@ -109,16 +124,31 @@ fn read_line(reader: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<u64>
 
 impl Line {
     fn new(number: u64, bytes: u64, content: &[u8], with_key: bool) -> Self {
-        let content = content.strip_prefix("\u{feff}".as_bytes()).unwrap_or(content).trim_ascii();
+        let content = content
+            .strip_prefix("\u{feff}".as_bytes())
+            .unwrap_or(content)
+            .trim_ascii();
         let webhook = if bytes > LONGEST_LINE {
             Err(format!("longer than {LONGEST_LINE} bytes"))
         } else {
             parse(content).map_err(|reason| printable(&reason))
         };
-        let idempotency_key = with_key
-            .then(|| Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect());
-        Self { number, bytes, idempotency_key, webhook }
+        let idempotency_key = with_key.then(|| hash(content));
+        Self {
+            number,
+            bytes,
+            idempotency_key,
+            webhook,
+        }
     }
+}
+
+fn hash(content: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in Sha256::digest(content) {
+        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+    }
+    text
 }
 
 /// The shape of a line.
@@ -168,7 +198,11 @@ pub(super) fn fit<E: Event>(payload: &RawValue) -> Result<E, String> {
             "." => "payload".to_owned(),
             path => format!("payload.{path}"),
         };
-        format!("no `{}`: at `{place}`: {}", E::EVENT_TYPE, without_place(error.inner()))
+        format!(
+            "no `{}`: at `{place}`: {}",
+            E::EVENT_TYPE,
+            without_place(error.inner())
+        )
     })
 }
 
@@ -187,7 +221,11 @@ fn printable(reason: &str) -> String {
             text.push('…');
             break;
         }
-        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+        if c.is_control() {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
+        }
     }
     text
 }

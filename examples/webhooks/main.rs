@@ -2,7 +2,7 @@
 //! handlers make statistics, an audit copy and an index of them.
 //!
 //! `cargo run --example webhooks -- FILE.jsonl` needs nothing but a Rust toolchain and
-//! PostgreSQL's programs on the machine; with `DATABASE_URL` set it uses that server. A line is
+//! Postgres's programs on the machine; with `DATABASE_URL` set it uses that server. A line is
 //! `{"event": "issues", "payload": {…}}`; what is no such line is reported and skipped.
 //!
 //! - `events` has a type for each event that matters here, and one for all others.
@@ -23,6 +23,7 @@ use std::{
 };
 
 use clap::Parser;
+use indicatif::ProgressDrawTarget;
 use nexus::{EmitError, Handle, prelude::*};
 use tokio::task::JoinSet;
 
@@ -36,10 +37,17 @@ const EMITS_AT_ONCE: usize = 16;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     console::log_to_stderr();
-    let mut console = Console::stderr();
+    let mut console = Console::new(ProgressDrawTarget::stderr(), io::stderr());
     let finished = match Input::open(&arguments.file) {
         Ok(input) => {
-            run(&arguments, App::discover(), input, &mut console, &mut io::stdout()).await
+            run(
+                &arguments,
+                App::discover(),
+                input,
+                &mut console,
+                &mut io::stdout(),
+            )
+            .await
         }
         Err(error) => Err(error),
     };
@@ -116,7 +124,12 @@ async fn emit_lines(
     let mut incoming = input.read(idempotent);
     let mut emits = JoinSet::new();
     while let Some(line) = incoming.recv().await {
-        let Line { number, bytes, idempotency_key, webhook } = line?;
+        let Line {
+            number,
+            bytes,
+            idempotency_key,
+            webhook,
+        } = line?;
         lines.read = number;
         match webhook {
             Ok(webhook) => {
@@ -126,9 +139,8 @@ async fn emit_lines(
                     lines.take(emitted?, console)?;
                 }
                 let client = handle.client().clone();
-                emits.spawn(async move {
-                    (number, emit(&client, &webhook, idempotency_key).await)
-                });
+                emits
+                    .spawn(async move { (number, emit(&client, &webhook, idempotency_key).await) });
             }
             Err(reason) => lines.reject(number, &reason, console),
         }

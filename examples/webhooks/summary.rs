@@ -22,12 +22,12 @@ pub(crate) struct Summary {
     dead_lettered: u64,
     by_type: BTreeMap<String, u64>,
     #[serde(skip)]
-    repositories: Vec<Repository>,
+    repositories: Vec<Row>,
 }
 
 /// A row of the statistics, over all runs in the namespace.
 #[derive(Debug, sqlx::FromRow)]
-struct Repository {
+struct Row {
     repository: Option<String>,
     deliveries: i64,
     issues_opened: i64,
@@ -50,9 +50,15 @@ pub(crate) async fn newest_event(handle: &Handle) -> nexus::Result<i64> {
 
 /// How many messages this node has completed, and given up.
 pub(crate) fn finished(handle: &Handle) -> (u64, u64) {
-    handle.stats().iter().fold((0, 0), |(completed, dead_lettered), handler| {
-        (completed + handler.completed, dead_lettered + handler.dead_lettered)
-    })
+    handle
+        .stats()
+        .iter()
+        .fold((0, 0), |(completed, dead_lettered), handler| {
+            (
+                completed + handler.completed,
+                dead_lettered + handler.dead_lettered,
+            )
+        })
 }
 
 impl Summary {
@@ -73,8 +79,10 @@ impl Summary {
         .bind(handle.node_id())
         .fetch_all(client.pool())
         .await?;
-        let by_type: BTreeMap<String, u64> =
-            by_type.into_iter().map(|(name, count)| (name, count.unsigned_abs())).collect();
+        let by_type: BTreeMap<String, u64> = by_type
+            .into_iter()
+            .map(|(name, count)| (name, count.unsigned_abs()))
+            .collect();
         let repositories = sqlx::query_as(
             "select * from webhooks_repositories where namespace = $1
              order by deliveries desc, repository
@@ -102,41 +110,87 @@ impl Summary {
     }
 
     pub(crate) fn print_tables(&self, output: &mut impl Write) -> io::Result<()> {
-        let Self { lines, emitted, rejected, handled, dead_lettered, by_type, repositories } = self;
-        write!(output, "{lines} lines: {emitted} emitted, {rejected} rejected")?;
+        let Self {
+            lines,
+            emitted,
+            rejected,
+            handled,
+            dead_lettered,
+            by_type,
+            repositories,
+        } = self;
+        write!(
+            output,
+            "{lines} lines: {emitted} emitted, {rejected} rejected"
+        )?;
         match lines - rejected - emitted {
             0 => writeln!(output)?,
             repeated => writeln!(output, ", {repeated} emitted before")?,
         }
-        writeln!(output, "{handled} messages handled, {dead_lettered} dead-lettered")?;
+        writeln!(
+            output,
+            "{handled} messages handled, {dead_lettered} dead-lettered"
+        )?;
         if !by_type.is_empty() {
             writeln!(output, "\n{:<30} {:>10}", "event type", "emitted")?;
         }
         for (event_type, count) in by_type {
             writeln!(output, "{event_type:<30} {count:>10}")?;
         }
-        if !repositories.is_empty() {
-            writeln!(
-                output,
-                "\n{:<30} {:>10} {:>7} {:>7} {:>9} {:>8} {:>9} {:>6} {:>6} {:>9}",
-                "repository, over all runs", "deliveries", "issues", "merged", "comments", "commits",
-                "releases", "stars", "forks", "failures"
-            )?;
-        }
-        for row in repositories {
-            let name = row.repository.as_deref().map_or("(none)".to_owned(), printable);
-            writeln!(
-                output,
-                "{name:<30} {:>10} {:>7} {:>7} {:>9} {:>8} {:>9} {:>6} {:>6} {:>9}",
-                row.deliveries, row.issues_opened, row.pull_requests_merged, row.comments,
-                row.commits, row.releases, row.stars, row.forks, row.failures
-            )?;
-        }
+        print_repositories(repositories, output)?;
         output.flush()
     }
 }
 
-/// A name out of a file, such that it does no harm to a terminal.
-fn printable(name: &str) -> String {
-    name.replace(char::is_control, "\u{fffd}")
+fn print_repositories(rows: &[Row], output: &mut impl Write) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let heading = "repository, over all runs";
+    let names: Vec<String> = rows.iter().map(Row::printable_name).collect();
+    let widths = names.iter().map(|name| name.chars().count());
+    let width = widths.fold(heading.len(), usize::max);
+    writeln!(
+        output,
+        "\n{heading:<width$} {:>10} {:>7} {:>7} {:>9} {:>8} {:>9} {:>6} {:>6} {:>9}",
+        "deliveries",
+        "issues",
+        "merged",
+        "comments",
+        "commits",
+        "releases",
+        "stars",
+        "forks",
+        "failures"
+    )?;
+    for (name, row) in names.iter().zip(rows) {
+        writeln!(
+            output,
+            "{name:<width$} {:>10} {:>7} {:>7} {:>9} {:>8} {:>9} {:>6} {:>6} {:>9}",
+            row.deliveries,
+            row.issues_opened,
+            row.pull_requests_merged,
+            row.comments,
+            row.commits,
+            row.releases,
+            row.stars,
+            row.forks,
+            row.failures
+        )?;
+    }
+    Ok(())
+}
+
+impl Row {
+    /// A name out of a file may be long, and hold what moves a terminal's cursor.
+    fn printable_name(&self) -> String {
+        let Some(name) = &self.repository else {
+            return "(none)".to_owned();
+        };
+        let mut shown: String = name.chars().take(60).collect();
+        if shown.len() < name.len() {
+            shown.push('…');
+        }
+        shown.replace(char::is_control, "\u{fffd}")
+    }
 }

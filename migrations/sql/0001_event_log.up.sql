@@ -16,33 +16,34 @@ create table core.schema_migrations (
 
 -- The time, for every statement of nexus. It inlines to now(), so an index on a time is still used;
 -- the test kit replaces it to move the clock.
+--
+-- Functions that should inline cannot pin a search_path; `return` and `begin atomic` bind the names
+-- in them here and now instead.
 create function core.now() returns timestamptz
 language sql stable parallel safe
-as 'select now()';
+return now();
 
 -- How a name appears inside the name of a queue. pgmq lower-cases the names of tables, and a
 -- hyphen needs quoting everywhere, so names that differ only there are one queue. The collation
 -- keeps an I an i where the database's own makes it something else (Turkish).
 create function core.queue_part(p_name text) returns text
 language sql immutable strict parallel safe
-as $$ select lower(translate(p_name, '-', '_') collate "C") $$;
+return lower(translate(p_name, '-', '_') collate "C");
 
 -- The one place that knows how a queue is called.
 create function core.queue_name(p_namespace text, p_group text) returns text
 language sql immutable strict parallel safe
-as $$
-    select 'core_events_' || core.queue_part(p_namespace)
-        || case when core.queue_part(p_group) = 'default' then ''
-                else '__' || core.queue_part(p_group) end
-$$;
+return 'core_events_' || core.queue_part(p_namespace)
+    || case when core.queue_part(p_group) = 'default' then ''
+            else '__' || core.queue_part(p_group) end;
 
 create function core.queue_name_for_namespace(p_namespace text) returns text
 language sql immutable strict parallel safe
-as $$ select core.queue_name(p_namespace, 'default') $$;
+return core.queue_name(p_namespace, 'default');
 
 create function core.dead_letter_queue_name_for_namespace(p_namespace text) returns text
 language sql immutable strict parallel safe
-as $$ select core.queue_name_for_namespace(p_namespace) || '_dlq' $$;
+return core.queue_name_for_namespace(p_namespace) || '_dlq';
 
 -- Raises with the reason when a namespace or group cannot name a queue. Returns true, so that it
 -- can stand in a CHECK.
@@ -221,11 +222,11 @@ create function core.append_event_log(
     p_metadata jsonb default '{}'
 ) returns bigint
 language sql
-as $$
+begin atomic
     insert into core.event_log (namespace, event_type, payload, producer_node_id, scheduled_task_id, metadata)
     values (p_namespace, p_event_type, p_payload, p_producer_node_id, p_scheduled_task_id, coalesce(p_metadata, '{}'))
-    returning event_id
-$$;
+    returning event_id;
+end;
 
 comment on function core.append_event_log is
     'Appends to the log only. To deliver the event as well, call core.emit.';

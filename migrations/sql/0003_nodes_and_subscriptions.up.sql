@@ -34,12 +34,14 @@ create index nodes_namespace on core.nodes (namespace);
 
 create function core.touch_node_heartbeat(p_node_id text) returns void
 language sql
-as $$ update core.nodes set last_heartbeat = core.now() where node_id = p_node_id $$;
+begin atomic
+    update core.nodes set last_heartbeat = core.now() where node_id = p_node_id;
+end;
 
 -- A node that has not been heard of for this long counts as dead: five missed heartbeats.
 create function core.is_live(p_last_heartbeat timestamptz) returns boolean
 language sql stable parallel safe
-as $$ select p_last_heartbeat > core.now() - interval '15 seconds' $$;
+return p_last_heartbeat > core.now() - interval '15 seconds';
 
 -- What each app says an event type is.
 create table core.event_types (

@@ -16,11 +16,11 @@ create index idempotency_keys_expiry on core.idempotency_keys (expires_at);
 
 create function core.event_fingerprint(p_event_type text, p_payload jsonb) returns text
 language sql immutable parallel safe
-as $$ select md5(p_event_type || ' ' || p_payload::text) $$;
+return md5(p_event_type || ' ' || p_payload::text);
 
 create function core.iso_time(p_at timestamptz) returns text
 language sql stable strict parallel safe
-as $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
+return to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
 
 -- An event as it travels: the body of a message. Optional fields are absent, not null.
 create function core.envelope(
@@ -29,24 +29,20 @@ create function core.envelope(
     p_correlation_id text, p_causation_id text
 ) returns jsonb
 language sql stable parallel safe
-as $$
-    select jsonb_build_object(
-            'namespace', p_namespace, 'eventType', p_event_type, 'payload', p_payload,
-            'emittedAt', core.iso_time(p_emitted_at), 'producerNodeId', p_producer_node_id,
-            'eventVersion', p_event_version, 'correlationId', p_correlation_id)
-        || case when p_key is null then '{}' else jsonb_build_object('key', p_key) end
-        || case when p_causation_id is null then '{}' else jsonb_build_object('causationId', p_causation_id) end
-$$;
+return jsonb_build_object(
+        'namespace', p_namespace, 'eventType', p_event_type, 'payload', p_payload,
+        'emittedAt', core.iso_time(p_emitted_at), 'producerNodeId', p_producer_node_id,
+        'eventVersion', p_event_version, 'correlationId', p_correlation_id)
+    || case when p_key is null then '{}' else jsonb_build_object('key', p_key) end
+    || case when p_causation_id is null then '{}' else jsonb_build_object('causationId', p_causation_id) end;
 
 -- The headers of one delivery. `p_trace` is {} or holds traceparent and tracestate.
 create function core.headers(
     p_event_id bigint, p_event_version integer, p_subscription_id bigint, p_handler text, p_trace jsonb
 ) returns jsonb
 language sql immutable parallel safe
-as $$
-    select jsonb_build_object('eventId', p_event_id, 'eventVersion', p_event_version,
-                              'subscription', p_subscription_id, 'handler', p_handler) || p_trace
-$$;
+return jsonb_build_object('eventId', p_event_id, 'eventVersion', p_event_version,
+                          'subscription', p_subscription_id, 'handler', p_handler) || p_trace;
 
 -- Which subscriptions an event goes to, and the version of that answer. Both are read by one
 -- statement, so that the version noted in the log is the one that was delivered by.
@@ -54,14 +50,14 @@ create type core.fan_out_plan as (version bigint, targets jsonb);
 
 create function core.plan_fan_out(p_namespace text, p_event_type text) returns core.fan_out_plan
 language sql stable
-as $$
+begin atomic
     select n.subscriptions_version, coalesce((
         select jsonb_agg(jsonb_build_object('id', s.subscription_id, 'queue', s.queue_name, 'handler', s.handler))
         from core.subscriptions s
         where s.namespace = n.namespace and s.event_type = p_event_type), '[]')
     from core.namespaces n
-    where n.namespace = p_namespace
-$$;
+    where n.namespace = p_namespace;
+end;
 
 -- Puts an event that is in the log into the queues of the planned subscriptions.
 create function core.fan_out(

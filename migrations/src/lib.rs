@@ -84,7 +84,9 @@ pub enum MigrateError {
         known: i32,
     },
     /// Start an app whose role may migrate, or run the migrations with such a role.
-    #[error("the schema has version {found}, this build needs {needed}: run the migrations with a role that may create schemas")]
+    #[error(
+        "the schema has version {found}, this build needs {needed}: run the migrations with a role that may create schemas"
+    )]
     SchemaTooOld {
         /// The version in the database; 0 if there is no schema.
         found: i32,
@@ -92,16 +94,22 @@ pub enum MigrateError {
         needed: i32,
     },
     /// Something else owns schema `core`. Use another database.
-    #[error("schema `core` exists in this database and was not made by nexus: use another database, or rename that schema")]
+    #[error(
+        "schema `core` exists in this database and was not made by nexus: use another database, or rename that schema"
+    )]
     ForeignSchema,
     /// Upgrade pgmq, or use a database without it.
-    #[error("pgmq {found} is installed, nexus needs 1.8 or newer: upgrade it with `alter extension pgmq update`")]
+    #[error(
+        "pgmq {found} is installed, nexus needs 1.8 or newer: upgrade it with `alter extension pgmq update`"
+    )]
     PgmqTooOld {
         /// The installed version.
         found: String,
     },
     /// The role may not do what is needed.
-    #[error("role `{role}` lacks rights in database `{database}`: {source}. Grant them (`{grant}`), or run the migrations with another role")]
+    #[error(
+        "role `{role}` lacks rights in database `{database}`: {source}. Grant them (`{grant}`), or run the migrations with another role"
+    )]
     NotAllowed {
         /// The role that connected.
         role: String,
@@ -145,11 +153,15 @@ fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> MigrateError {
 ///
 /// [`MigrateError`]; the steps before the one that failed stay applied.
 pub async fn up(options: &PgConnectOptions) -> Result<usize, MigrateError> {
-    let mut connection =
-        PgConnection::connect_with(options).await.map_err(failed("connect to migrate"))?;
+    let mut connection = PgConnection::connect_with(options)
+        .await
+        .map_err(failed("connect to migrate"))?;
     check_server(&mut connection).await?;
     if current_version(&mut connection).await? == newest_version() {
-        connection.close().await.map_err(failed("close the migrating connection"))?;
+        connection
+            .close()
+            .await
+            .map_err(failed("close the migrating connection"))?;
         return Ok(0);
     }
 
@@ -173,7 +185,10 @@ pub async fn up(options: &PgConnectOptions) -> Result<usize, MigrateError> {
         tracing::info!(migration = step.name, "applied a migration");
         applied += 1;
     }
-    connection.close().await.map_err(failed("close the migrating connection"))?;
+    connection
+        .close()
+        .await
+        .map_err(failed("close the migrating connection"))?;
     Ok(applied)
 }
 
@@ -186,7 +201,10 @@ pub async fn verify(connection: &mut PgConnection) -> Result<(), MigrateError> {
     check_server(connection).await?;
     let found = current_version(connection).await?;
     if found < newest_version() {
-        return Err(MigrateError::SchemaTooOld { found, needed: newest_version() });
+        return Err(MigrateError::SchemaTooOld {
+            found,
+            needed: newest_version(),
+        });
     }
     Ok(())
 }
@@ -198,8 +216,9 @@ pub async fn verify(connection: &mut PgConnection) -> Result<(), MigrateError> {
 ///
 /// [`MigrateError`]; the steps before the one that failed stay taken back.
 pub async fn down(options: &PgConnectOptions, version: i32) -> Result<usize, MigrateError> {
-    let mut connection =
-        PgConnection::connect_with(options).await.map_err(failed("connect to migrate"))?;
+    let mut connection = PgConnection::connect_with(options)
+        .await
+        .map_err(failed("connect to migrate"))?;
     sqlx::query("select pg_advisory_lock($1)")
         .bind(LOCK)
         .execute(&mut connection)
@@ -207,20 +226,34 @@ pub async fn down(options: &PgConnectOptions, version: i32) -> Result<usize, Mig
         .map_err(failed("wait for other migrations"))?;
     let from = current_version(&mut connection).await?;
     let mut reverted = 0;
-    for step in MIGRATIONS.iter().rev().filter(|step| step.version <= from && step.version > version) {
+    for step in MIGRATIONS
+        .iter()
+        .rev()
+        .filter(|step| step.version <= from && step.version > version)
+    {
         if let Err(error) = revert(&mut connection, step).await {
             return Err(explain(&mut connection, error).await);
         }
         reverted += 1;
     }
-    connection.close().await.map_err(failed("close the migrating connection"))?;
+    connection
+        .close()
+        .await
+        .map_err(failed("close the migrating connection"))?;
     Ok(reverted)
 }
 
 async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<(), MigrateError> {
-    let wrong = |source| MigrateError::Apply { name: step.name, source };
+    let wrong = |source| MigrateError::Apply {
+        name: step.name,
+        source,
+    };
     let mut tx = connection.begin().await.map_err(wrong)?;
-    sqlx::raw_sql(step.up).execute(&mut *tx).await.map_err(wrong)?;
+    pin_search_path(&mut tx).await.map_err(wrong)?;
+    sqlx::raw_sql(step.up)
+        .execute(&mut *tx)
+        .await
+        .map_err(wrong)?;
     sqlx::query("insert into core.schema_migrations (version, name) values ($1, $2)")
         .bind(step.version)
         .bind(step.name)
@@ -231,9 +264,16 @@ async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<(), Mi
 }
 
 async fn revert(connection: &mut PgConnection, step: &Migration) -> Result<(), MigrateError> {
-    let wrong = |source| MigrateError::Apply { name: step.name, source };
+    let wrong = |source| MigrateError::Apply {
+        name: step.name,
+        source,
+    };
     let mut tx = connection.begin().await.map_err(wrong)?;
-    sqlx::raw_sql(step.down).execute(&mut *tx).await.map_err(wrong)?;
+    pin_search_path(&mut tx).await.map_err(wrong)?;
+    sqlx::raw_sql(step.down)
+        .execute(&mut *tx)
+        .await
+        .map_err(wrong)?;
     // The first step takes the history with it.
     if step.version > 1 {
         sqlx::query("delete from core.schema_migrations where version = $1")
@@ -243,6 +283,14 @@ async fn revert(connection: &mut PgConnection, step: &Migration) -> Result<(), M
             .map_err(wrong)?;
     }
     tx.commit().await.map_err(wrong)
+}
+
+/// Keeps objects of other schemas from being taken for those that the files mean.
+async fn pin_search_path(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql("set local search_path = pg_catalog, pg_temp")
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 async fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
@@ -291,7 +339,10 @@ async fn current_version(connection: &mut PgConnection) -> Result<i32, MigrateEr
         }
     };
     if found > newest_version() {
-        return Err(MigrateError::SchemaTooNew { found, known: newest_version() });
+        return Err(MigrateError::SchemaTooNew {
+            found,
+            known: newest_version(),
+        });
     }
     Ok(found)
 }
@@ -317,7 +368,10 @@ async fn ensure_pgmq(
     .await
     .map_err(failed("look for the extension pgmq"))?;
     if offered {
-        match sqlx::raw_sql("create extension pgmq").execute(&mut *connection).await {
+        match sqlx::raw_sql("create extension pgmq")
+            .execute(&mut *connection)
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(error) => {
                 tracing::info!(%error, "could not create the extension pgmq, installing its SQL instead");
@@ -338,7 +392,9 @@ async fn ensure_pgmq(
 }
 
 async fn install_pgmq_sql(pool: &PgPool) -> Result<(), MigrateError> {
-    pgmq::install::install_sql_from_embedded(pool).await.map_err(MigrateError::Pgmq)
+    pgmq::install::install_sql_from_embedded(pool)
+        .await
+        .map_err(MigrateError::Pgmq)
 }
 
 /// The version of pgmq in this database, however it came there.
@@ -382,7 +438,12 @@ async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateE
     else {
         return error;
     };
-    if source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() != Some("42501") {
+    if source
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .as_deref()
+        != Some("42501")
+    {
         return error;
     }
     let names: Result<(String, String, String, String), _> = sqlx::query_as(
@@ -399,11 +460,18 @@ async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateE
             | MigrateError::Pgmq(pgmq::PgmqError::DatabaseError(source)),
         ) => {
             let grant = if only_reads {
-                format!("grant usage on schema core to {quoted_role}; grant select on core.schema_migrations to {quoted_role}")
+                format!(
+                    "grant usage on schema core to {quoted_role}; grant select on core.schema_migrations to {quoted_role}"
+                )
             } else {
                 format!("grant create on database {quoted_database} to {quoted_role}")
             };
-            MigrateError::NotAllowed { role, database, grant, source }
+            MigrateError::NotAllowed {
+                role,
+                database,
+                grant,
+                source,
+            }
         }
         (_, error) => error,
     }
@@ -429,7 +497,10 @@ mod tests {
     #[test]
     fn refuses_servers_before_15_by_name() {
         let error = supported(14_00_20, "14.20 (Debian)".to_owned()).unwrap_err();
-        assert_eq!(error.to_string(), "PostgreSQL 15 or newer is needed, this server is 14.20 (Debian)");
+        assert_eq!(
+            error.to_string(),
+            "PostgreSQL 15 or newer is needed, this server is 14.20 (Debian)"
+        );
         supported(15_00_00, "15.0".to_owned()).unwrap();
     }
 
@@ -437,7 +508,11 @@ mod tests {
     fn migrations_are_numbered_without_gaps_and_named_by_their_number() {
         for (index, step) in MIGRATIONS.iter().enumerate() {
             assert_eq!(usize::try_from(step.version).unwrap(), index + 1);
-            assert!(step.name.starts_with(&format!("{:04}_", step.version)), "{}", step.name);
+            assert!(
+                step.name.starts_with(&format!("{:04}_", step.version)),
+                "{}",
+                step.name
+            );
         }
     }
 }

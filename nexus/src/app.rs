@@ -64,7 +64,9 @@ pub enum StartError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Config(Vec<ConfigError>),
     /// There is no database to connect to.
-    #[error("no database: set DATABASE_URL (or CORE_DATABASE_URL) to a PostgreSQL 15 or newer, or turn on the feature `embedded` of nexus to have one started for you")]
+    #[error(
+        "no database: set DATABASE_URL (or CORE_DATABASE_URL) to a PostgreSQL 15 or newer, or turn on the feature `embedded` of nexus to have one started for you"
+    )]
     NoDatabase,
     /// The embedded database could not be started.
     #[cfg(feature = "embedded")]
@@ -83,7 +85,9 @@ pub enum StartError {
         reason: String,
     },
     /// Two different programs share an app's name. Give one of them `App::name("…")`.
-    #[error("app `{app}` in namespace `{namespace}` is run by program `{other}` (node `{node}`), this is `{this}`: give one of them another name with `App::name`")]
+    #[error(
+        "app `{app}` in namespace `{namespace}` is run by program `{other}` (node `{node}`), this is `{this}`: give one of them another name with `App::name`"
+    )]
     OtherProgram {
         /// The namespace.
         namespace: String,
@@ -97,7 +101,9 @@ pub enum StartError {
         this: String,
     },
     /// A live node of another namespace has the same id. Choose another `CORE_NODE_ID`.
-    #[error("node id `{node}` is used by a live node in namespace `{namespace}`: choose another CORE_NODE_ID")]
+    #[error(
+        "node id `{node}` is used by a live node in namespace `{namespace}`: choose another CORE_NODE_ID"
+    )]
     NodeIdTaken {
         /// The id.
         node: String,
@@ -211,7 +217,8 @@ impl App {
                 )));
             }
         }
-        self.handlers.retain(|handler| names.contains(&handler.name));
+        self.handlers
+            .retain(|handler| names.contains(&handler.name));
         self
     }
 
@@ -279,7 +286,12 @@ impl App {
         if !self.metadata.is_object() {
             problems.push(Problem::new("App::metadata is not a JSON object"));
         }
-        problems.extend(registry::validate(&self.name, &self.handlers, &self.events, &self.states));
+        problems.extend(registry::validate(
+            &self.name,
+            &self.handlers,
+            &self.events,
+            &self.states,
+        ));
         Problems::check(problems)
     }
 
@@ -412,8 +424,12 @@ impl Handle {
 
     async fn is_idle(&self) -> sqlx::Result<bool> {
         let mut connection = self.client().pool().acquire().await?;
-        let mut queues: Vec<&str> =
-            self.running.routes.iter().map(|route| route.queue.as_str()).collect();
+        let mut queues: Vec<&str> = self
+            .running
+            .routes
+            .iter()
+            .map(|route| route.queue.as_str())
+            .collect();
         queues.sort_unstable();
         queues.dedup();
         for queue in queues {
@@ -452,7 +468,9 @@ impl Handle {
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("node", &self.node_id()).finish_non_exhaustive()
+        f.debug_struct("Handle")
+            .field("node", &self.node_id())
+            .finish_non_exhaustive()
     }
 }
 
@@ -532,11 +550,10 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         None => {
             let options = nexus_embedded::Options::dev();
             // Starting a server takes a moment and blocks.
-            let started =
-                tokio::task::spawn_blocking(move || nexus_embedded::resolve(&options))
-                    .await
-                    .map_err(|error| StartError::Thread(std::io::Error::other(error)))?
-                    .map_err(StartError::Embedded)?;
+            let started = tokio::task::spawn_blocking(move || nexus_embedded::resolve(&options))
+                .await
+                .map_err(|error| StartError::Thread(std::io::Error::other(error)))?
+                .map_err(StartError::Embedded)?;
             tracing::info!("{started}");
             let url = started.url();
             embedded = Some(started);
@@ -553,7 +570,10 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     let pool = database.pool(config.pool_size).await?;
     let registered = register::register(&app, &config, &pool).await?;
 
-    let limits = Limits { payload_bytes: config.max_payload_bytes, ..Limits::default() };
+    let limits = Limits {
+        payload_bytes: config.max_payload_bytes,
+        ..Limits::default()
+    };
     let bell = Bell::start(database.options().clone(), &config.namespace);
     let client = Client::new(pool, &config.namespace, &registered.node.id, limits, bell);
     let stop = CancellationToken::new();
@@ -603,13 +623,21 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
 
 /// One line that says what was collected: a crate that was not linked is missing here.
 fn log_collected(app: &App, node: &str, namespace: &str, database: &Database) {
-    let mut crates: Vec<&str> =
-        app.handlers.iter().map(|handler| handler.origin.crate_name).collect();
+    let mut crates: Vec<&str> = app
+        .handlers
+        .iter()
+        .map(|handler| handler.origin.crate_name)
+        .collect();
     crates.sort_unstable();
     crates.dedup();
     tracing::info!(
-        app = app.name, namespace, node, database = database.target(),
+        app = app.name,
+        namespace,
+        node,
+        database = database.target(),
         "collected {} handlers and {} event types from crates {}",
-        app.handlers.len(), app.events.len(), crates.join(", ")
+        app.handlers.len(),
+        app.events.len(),
+        crates.join(", ")
     );
 }

@@ -32,10 +32,16 @@ impl<'a> Environment<'a> {
         variable: &'static str,
         check: impl FnOnce(&str) -> Result<(), E>,
     ) -> Result<Option<String>, ConfigError> {
-        let Some(value) = self.text(variable) else { return Ok(None) };
+        let Some(value) = self.text(variable) else {
+            return Ok(None);
+        };
         match check(&value) {
             Ok(()) => Ok(Some(value)),
-            Err(error) => Err(ConfigError { variable, value, accepted: error.to_string() }),
+            Err(error) => Err(ConfigError {
+                variable,
+                value,
+                accepted: error.to_string(),
+            }),
         }
     }
 
@@ -46,13 +52,19 @@ impl<'a> Environment<'a> {
         unit: &str,
         range: RangeInclusive<T>,
     ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.text(variable) else { return Ok(None) };
+        let Some(value) = self.text(variable) else {
+            return Ok(None);
+        };
         match value.trim().parse::<T>() {
             Ok(number) if range.contains(&number) => Ok(Some(number)),
             _ => Err(ConfigError {
                 variable,
                 value,
-                accepted: format!("a whole number of {unit} from {} to {}", range.start(), range.end()),
+                accepted: format!(
+                    "a whole number of {unit} from {} to {}",
+                    range.start(),
+                    range.end()
+                ),
             }),
         }
     }
@@ -100,33 +112,45 @@ impl Config {
         let mut errors = Vec::new();
         let mut keep = |error| errors.push(error);
         let namespace = environment
-            .checked("CORE_NAMESPACE", |name| crate::event::check_name("namespace", name))
+            .checked("CORE_NAMESPACE", |name| {
+                crate::event::check_name("namespace", name)
+            })
             .unwrap_or_else(|error| {
                 keep(error);
                 None
             });
         let node_id = environment
             .checked("CORE_NODE_ID", |id| {
-                if id.len() <= 100 { Ok(()) } else { Err("a text of at most 100 bytes") }
+                if id.len() <= 100 {
+                    Ok(())
+                } else {
+                    Err("a text of at most 100 bytes")
+                }
             })
             .unwrap_or_else(|error| {
                 keep(error);
                 None
             });
         let mut number = |variable, unit, range| {
-            environment.number::<u64>(variable, unit, range).unwrap_or_else(|error| {
-                keep(error);
-                None
-            })
+            environment
+                .number::<u64>(variable, unit, range)
+                .unwrap_or_else(|error| {
+                    keep(error);
+                    None
+                })
         };
         let idle_poll = number("CORE_IDLE_POLL_INTERVAL_MS", "milliseconds", 1..=60_000);
         let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", 1..=43_200);
         let batch_size = number("CORE_BATCH_SIZE", "messages", 1..=10_000);
-        let database_url = overrides.database_url.clone().map(|url| (url, "App::database_url")).or_else(|| {
-            ["CORE_DATABASE_URL", "DATABASE_URL"]
-                .into_iter()
-                .find_map(|variable| environment.text(variable).map(|url| (url, variable)))
-        });
+        let database_url = overrides
+            .database_url
+            .clone()
+            .map(|url| (url, "App::database_url"))
+            .or_else(|| {
+                ["CORE_DATABASE_URL", "DATABASE_URL"]
+                    .into_iter()
+                    .find_map(|variable| environment.text(variable).map(|url| (url, variable)))
+            });
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -151,7 +175,9 @@ impl Config {
                 .or(batch_size.and_then(|size| size.try_into().ok()))
                 .unwrap_or(100),
             pool_size: overrides.pool_size.unwrap_or(20),
-            shutdown_timeout: overrides.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
+            shutdown_timeout: overrides
+                .shutdown_timeout
+                .unwrap_or(Duration::from_secs(30)),
             max_payload_bytes: overrides.max_payload_bytes.unwrap_or(1024 * 1024),
             retention: overrides.retention.unwrap_or(183 * DAY),
         })
@@ -162,9 +188,15 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn resolve(variables: &[(&str, &str)], overrides: &Overrides) -> Result<Config, Vec<ConfigError>> {
+    fn resolve(
+        variables: &[(&str, &str)],
+        overrides: &Overrides,
+    ) -> Result<Config, Vec<ConfigError>> {
         let lookup = |name: &str| {
-            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            variables
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| (*value).to_owned())
         };
         Config::resolve(overrides, &Environment::new(&lookup))
     }
@@ -181,14 +213,31 @@ mod tests {
 
     #[test]
     fn prefers_the_builder_to_the_environment_to_the_default() {
-        let variables = [("CORE_NAMESPACE", "env"), ("CORE_BATCH_SIZE", "7"), ("DATABASE_URL", "b"), ("CORE_DATABASE_URL", "a")];
-        let overrides = Overrides { namespace: Some("code".to_owned()), ..Overrides::default() };
+        let variables = [
+            ("CORE_NAMESPACE", "env"),
+            ("CORE_BATCH_SIZE", "7"),
+            ("DATABASE_URL", "b"),
+            ("CORE_DATABASE_URL", "a"),
+        ];
+        let overrides = Overrides {
+            namespace: Some("code".to_owned()),
+            ..Overrides::default()
+        };
         let config = resolve(&variables, &overrides).unwrap();
         assert_eq!(config.namespace, "code");
         assert_eq!(config.batch_size, 7);
-        assert_eq!(config.database_url, Some(("a".to_owned(), "CORE_DATABASE_URL")));
-        let empty = resolve(&[("CORE_DATABASE_URL", " "), ("DATABASE_URL", "b")], &Overrides::default());
-        assert_eq!(empty.unwrap().database_url, Some(("b".to_owned(), "DATABASE_URL")));
+        assert_eq!(
+            config.database_url,
+            Some(("a".to_owned(), "CORE_DATABASE_URL"))
+        );
+        let empty = resolve(
+            &[("CORE_DATABASE_URL", " "), ("DATABASE_URL", "b")],
+            &Overrides::default(),
+        );
+        assert_eq!(
+            empty.unwrap().database_url,
+            Some(("b".to_owned(), "DATABASE_URL"))
+        );
     }
 
     #[test]

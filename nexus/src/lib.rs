@@ -1,13 +1,13 @@
 //! Typed events for Rust on the Postgres you already run.
 
+pub mod app;
+pub mod client;
+mod config;
 pub mod event;
 pub mod handler;
-pub mod client;
-pub mod app;
-mod config;
-mod retry;
 #[doc(hidden)]
 pub mod registry;
+mod retry;
 mod runtime;
 mod schedule;
 mod store;
@@ -17,11 +17,11 @@ pub mod testing;
 pub use app::{App, Handle, StartError, run, start};
 pub use client::{Client, Database, EmitError};
 pub use event::{Envelope, EnvelopeMeta, Event, EventPayload};
-pub use jiff;
-pub use retry::RetryPolicy;
 pub use handler::{Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx};
+pub use jiff;
 #[cfg(feature = "macros")]
 pub use nexus_macros::{Event, cron, handler};
+pub use retry::RetryPolicy;
 
 /// What nearly every file of an app needs.
 pub mod prelude {

@@ -32,7 +32,11 @@ impl RetryPolicy {
     /// Waits `first` after the first attempt and twice as long each time, up to `max`.
     #[must_use]
     pub fn exponential(first: Duration, max: Duration, max_attempts: u32) -> Self {
-        Self { first, max: max.max(first), max_attempts: max_attempts.max(1) }
+        Self {
+            first,
+            max: max.max(first),
+            max_attempts: max_attempts.max(1),
+        }
     }
 
     /// Waits the same time after each attempt.
@@ -51,7 +55,9 @@ impl RetryPolicy {
     #[must_use]
     pub fn delay_after(&self, attempt: u32) -> Duration {
         let doublings = attempt.saturating_sub(1).min(63);
-        self.first.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(self.max)
+        self.first
+            .saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX))
+            .min(self.max)
     }
 
     /// The same with a jitter of ±20 %, so that messages that failed together do not come back
@@ -66,7 +72,10 @@ impl RetryPolicy {
     }
 
     pub(crate) fn with_max_attempts(self, max_attempts: u32) -> Self {
-        Self { max_attempts: max_attempts.max(1), ..self }
+        Self {
+            max_attempts: max_attempts.max(1),
+            ..self
+        }
     }
 }
 

@@ -16,7 +16,10 @@ struct NoteTaken {
 }
 
 fn note(text: &str) -> NoteTaken {
-    NoteTaken { text: text.to_owned(), weight: 1.0 }
+    NoteTaken {
+        text: text.to_owned(),
+        weight: 1.0,
+    }
 }
 
 type Saw = mpsc::UnboundedSender<String>;
@@ -37,8 +40,10 @@ async fn start(database: &TestDatabase) -> (nexus::Handle, mpsc::UnboundedReceiv
 
 async fn letters(app: &nexus::Handle) -> Vec<(String, String)> {
     let letters = app.client().dead_letters("default", 100).await.unwrap();
-    let mut found: Vec<_> =
-        letters.into_iter().map(|letter| (letter.reason, letter.error.unwrap_or_default())).collect();
+    let mut found: Vec<_> = letters
+        .into_iter()
+        .map(|letter| (letter.reason, letter.error.unwrap_or_default()))
+        .collect();
     found.sort();
     found
 }
@@ -52,12 +57,23 @@ async fn what_cannot_be_stored_is_refused_before_it_is_sent() {
         EmitError::Encode(error) => error,
         other => panic!("{other}"),
     };
-    let error = app.client().emit_in(&mut tx, &note("a\0b")).await.unwrap_err();
+    let error = app
+        .client()
+        .emit_in(&mut tx, &note("a\0b"))
+        .await
+        .unwrap_err();
     assert!(matches!(refused(error), EncodeError::NulCharacter { .. }));
-    let heavy = NoteTaken { text: String::new(), weight: f64::NAN };
+    let heavy = NoteTaken {
+        text: String::new(),
+        weight: f64::NAN,
+    };
     let error = app.client().emit_in(&mut tx, &heavy).await.unwrap_err();
     assert!(matches!(refused(error), EncodeError::NotFinite { .. }));
-    let error = app.client().emit_in(&mut tx, &note(&"x".repeat(1024 * 1024))).await.unwrap_err();
+    let error = app
+        .client()
+        .emit_in(&mut tx, &note(&"x".repeat(1024 * 1024)))
+        .await
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "the payload of event `note.taken` has 1048600 bytes, the limit is 1048576"
@@ -65,7 +81,10 @@ async fn what_cannot_be_stored_is_refused_before_it_is_sent() {
     // The transaction is not aborted by any of it.
     tx.emit(&note("good")).unwrap();
     tx.commit().await.unwrap();
-    assert_eq!(within("the good one runs", saw.recv()).await.as_deref(), Some("good"));
+    assert_eq!(
+        within("the good one runs", saw.recv()).await.as_deref(),
+        Some("good")
+    );
     app.shutdown().await;
 }
 
@@ -76,8 +95,14 @@ async fn malformed_messages_become_dead_letters_and_the_others_run() {
     let pool = database.pool().await;
     for (body, headers) in [
         // Headers like ours around a body that is no envelope, and headers that are half ours.
-        ("\"hello\"", "{\"handler\": \"read\", \"eventVersion\": 1, \"eventId\": 1, \"subscription\": 1}"),
-        ("{\"eventType\": \"note.taken\", \"payload\": {}}", "{\"handler\": \"read\", \"eventVersion\": 1}"),
+        (
+            "\"hello\"",
+            "{\"handler\": \"read\", \"eventVersion\": 1, \"eventId\": 1, \"subscription\": 1}",
+        ),
+        (
+            "{\"eventType\": \"note.taken\", \"payload\": {}}",
+            "{\"handler\": \"read\", \"eventVersion\": 1}",
+        ),
         (
             "{\"eventType\": \"other.type\", \"payload\": {}, \"emittedAt\": \"2026-01-01T00:00:00Z\"}",
             "{\"handler\": \"read\", \"eventVersion\": 1, \"eventId\": 1, \"subscription\": 1}",
@@ -91,14 +116,28 @@ async fn malformed_messages_become_dead_letters_and_the_others_run() {
             .unwrap();
     }
     app.client().emit(&note("good")).await.unwrap();
-    assert_eq!(within("the good one runs", saw.recv()).await.as_deref(), Some("good"));
+    assert_eq!(
+        within("the good one runs", saw.recv()).await.as_deref(),
+        Some("good")
+    );
     within("all is settled", app.idle()).await.unwrap();
     let letters = letters(&app).await;
     assert_eq!(letters.len(), 3, "{letters:?}");
-    assert!(letters[0].1.contains("no envelope") || letters[1].1.contains("no envelope"), "{letters:?}");
-    assert!(letters.iter().any(|(_, error)| error.contains("missing field `eventId`")), "{letters:?}");
     assert!(
-        letters.iter().any(|(_, error)| error == "the message is a `other.type`, the handler takes `note.taken`"),
+        letters[0].1.contains("no envelope") || letters[1].1.contains("no envelope"),
+        "{letters:?}"
+    );
+    assert!(
+        letters
+            .iter()
+            .any(|(_, error)| error.contains("missing field `eventId`")),
+        "{letters:?}"
+    );
+    assert!(
+        letters
+            .iter()
+            .any(|(_, error)| error
+                == "the message is a `other.type`, the handler takes `note.taken`"),
         "{letters:?}"
     );
     app.shutdown().await;
@@ -116,10 +155,19 @@ async fn an_oversized_body_is_dead_lettered_unread() {
     .await
     .unwrap();
     app.client().emit(&note("good")).await.unwrap();
-    assert_eq!(within("the good one runs", saw.recv()).await.as_deref(), Some("good"));
+    assert_eq!(
+        within("the good one runs", saw.recv()).await.as_deref(),
+        Some("good")
+    );
     within("all is settled", app.idle()).await.unwrap();
     let letters = letters(&app).await;
-    assert_eq!(letters, [("Too large".to_owned(), "the message is larger than 1114112 bytes".to_owned())]);
+    assert_eq!(
+        letters,
+        [(
+            "Too large".to_owned(),
+            "the message is larger than 1114112 bytes".to_owned()
+        )]
+    );
     app.shutdown().await;
 }
 
@@ -129,12 +177,21 @@ async fn a_queue_that_was_dropped_by_hand_comes_back() {
     let (app, mut saw) = start(&database).await;
     let pool = database.pool().await;
     app.client().emit(&note("before")).await.unwrap();
-    assert_eq!(within("it runs", saw.recv()).await.as_deref(), Some("before"));
+    assert_eq!(
+        within("it runs", saw.recv()).await.as_deref(),
+        Some("before")
+    );
     within("all is settled", app.idle()).await.unwrap();
-    sqlx::query("select pgmq.drop_queue('core_events_demo')").execute(&pool).await.unwrap();
+    sqlx::query("select pgmq.drop_queue('core_events_demo')")
+        .execute(&pool)
+        .await
+        .unwrap();
     // In a transaction of ours the refusal says what to do; outside of one it is mended.
     app.client().emit(&note("after")).await.unwrap();
-    assert_eq!(within("it runs", saw.recv()).await.as_deref(), Some("after"));
+    assert_eq!(
+        within("it runs", saw.recv()).await.as_deref(),
+        Some("after")
+    );
     // The new table serves claims by the same index, and has its queue registered.
     let index: String = sqlx::query_scalar(
         "select indexdef from pg_indexes where indexname = 'q_core_events_demo_vt_idx'",
@@ -156,24 +213,36 @@ async fn a_dropped_queue_in_a_transaction_is_an_error_that_says_what_to_do() {
     within("all is settled", app.idle()).await.unwrap();
     app.shutdown().await;
     let pool = database.pool().await;
-    sqlx::query("select pgmq.drop_queue('core_events_demo')").execute(&pool).await.unwrap();
+    sqlx::query("select pgmq.drop_queue('core_events_demo')")
+        .execute(&pool)
+        .await
+        .unwrap();
     let client = nexus::Client::connect(
         &nexus::Database::from_url(database.url(), "the test").unwrap(),
         client.namespace(),
     )
     .await
     .unwrap();
-    sqlx::query("select pgmq.drop_queue('core_events_demo')").execute(&pool).await.unwrap();
+    sqlx::query("select pgmq.drop_queue('core_events_demo')")
+        .execute(&pool)
+        .await
+        .unwrap();
     let mut tx = pool.begin().await.unwrap();
     let error = client.emit_in(&mut tx, &note("lost")).await.unwrap_err();
     assert!(matches!(error, EmitError::MissingQueue { .. }), "{error}");
-    assert!(error.to_string().contains("emit outside of a transaction"), "{error}");
+    assert!(
+        error.to_string().contains("emit outside of a transaction"),
+        "{error}"
+    );
 }
 
 /// What a program says that does not start.
 fn said(variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_victim"));
-    command.env_remove("DATABASE_URL").env_remove("CORE_DATABASE_URL").env("VICTIM_HANDLERS", "work");
+    command
+        .env_remove("DATABASE_URL")
+        .env_remove("CORE_DATABASE_URL")
+        .env("VICTIM_HANDLERS", "work");
     for (name, value) in variables {
         command.env(name, value);
     }
@@ -189,22 +258,34 @@ async fn bad_values_in_the_environment_are_named_with_what_is_accepted() {
         ("CORE_NAMESPACE", "my__space"),
         ("CORE_VISIBILITY_TIMEOUT_SECONDS", "soon"),
     ]);
-    assert!(text.contains("CORE_NAMESPACE is `my__space`, which is refused"), "{text}");
+    assert!(
+        text.contains("CORE_NAMESPACE is `my__space`, which is refused"),
+        "{text}"
+    );
     assert!(
         text.contains("CORE_VISIBILITY_TIMEOUT_SECONDS is `soon`, which is refused: a whole number of seconds from 1 to 43200"),
         "{text}"
     );
     let text = said(&[("VICTIM_STAYS", "1"), ("CORE_LOG_LEVEL", "nexus=loud")]);
-    assert!(text.contains("CORE_LOG_LEVEL is `nexus=loud`, which is refused"), "{text}");
+    assert!(
+        text.contains("CORE_LOG_LEVEL is `nexus=loud`, which is refused"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_named_without_the_password() {
     let text = said(&[("DATABASE_URL", "postgres://ada:s3cret@127.0.0.1:1/shop")]);
-    assert!(text.contains("DATABASE_URL is set but 127.0.0.1:1/shop is not usable"), "{text}");
+    assert!(
+        text.contains("DATABASE_URL is set but 127.0.0.1:1/shop is not usable"),
+        "{text}"
+    );
     assert!(!text.contains("s3cret"), "{text}");
     let text = said(&[("DATABASE_URL", "postgres//ada:s3cret@nowhere")]);
-    assert!(text.contains("DATABASE_URL is not a database URL such as"), "{text}");
+    assert!(
+        text.contains("DATABASE_URL is not a database URL such as"),
+        "{text}"
+    );
     assert!(!text.contains("s3cret"), "{text}");
 }
 
@@ -213,23 +294,39 @@ async fn a_role_without_rights_is_told_which_ones() {
     let database = TestDatabase::empty().await;
     let pool = database.pool().await;
     // Roles belong to the whole server, so its name is as unique as the database's.
-    let name: String =
-        sqlx::query_scalar("select current_database()::text").fetch_one(&pool).await.unwrap();
-    let role = format!("{name}_app");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create role {role} login password 'x'")))
-        .execute(&pool)
+    let name: String = sqlx::query_scalar("select current_database()::text")
+        .fetch_one(&pool)
         .await
         .unwrap();
-    let url = database.url().replacen("://", &format!("://{role}:x@ignored_"), 1);
+    let role = format!("{name}_app");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "create role {role} login password 'x'"
+    )))
+    .execute(&pool)
+    .await
+    .unwrap();
+    let url = database
+        .url()
+        .replacen("://", &format!("://{role}:x@ignored_"), 1);
     // Put the role in the place of the user that the URL names.
     let url = match database.url().split_once("://").and_then(|(scheme, rest)| {
-        rest.split_once('@').map(|(_, host)| format!("{scheme}://{role}:x@{host}"))
+        rest.split_once('@')
+            .map(|(_, host)| format!("{scheme}://{role}:x@{host}"))
     }) {
         Some(url) => url,
         None => url,
     };
     let text = said(&[("DATABASE_URL", &url)]);
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop role {role}"))).execute(&pool).await.unwrap();
-    assert!(text.contains(&format!("role `{role}` lacks rights in database `{name}`")), "{text}");
-    assert!(text.contains(&format!("grant create on database {name} to {role}")), "{text}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop role {role}")))
+        .execute(&pool)
+        .await
+        .unwrap();
+    assert!(
+        text.contains(&format!("role `{role}` lacks rights in database `{name}`")),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("grant create on database {name} to {role}")),
+        "{text}"
+    );
 }

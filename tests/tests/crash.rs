@@ -40,27 +40,43 @@ fn wait_for(victim: &mut Child, wanted: &str) {
 
 async fn prepare(database: &TestDatabase, works: &[(i64, &str)]) -> sqlx::PgPool {
     let pool = database.pool().await;
-    sqlx::query("create table effects (number bigint primary key)").execute(&pool).await.unwrap();
+    sqlx::query("create table effects (number bigint primary key)")
+        .execute(&pool)
+        .await
+        .unwrap();
     // Registers the subscription, so that what is emitted now is delivered later.
     let status = victim(database).stdout(Stdio::null()).status().unwrap();
     assert!(status.success());
-    let client = Client::connect(&Database::from_url(database.url(), "the test").unwrap(), "demo")
-        .await
-        .unwrap();
-    let works: Vec<Work> =
-        works.iter().map(|(number, then)| Work { number: *number, then: (*then).to_owned() }).collect();
+    let client = Client::connect(
+        &Database::from_url(database.url(), "the test").unwrap(),
+        "demo",
+    )
+    .await
+    .unwrap();
+    let works: Vec<Work> = works
+        .iter()
+        .map(|(number, then)| Work {
+            number: *number,
+            then: (*then).to_owned(),
+        })
+        .collect();
     client.emit_all(&works).await.unwrap();
     pool
 }
 
 async fn effects(pool: &sqlx::PgPool) -> Vec<i64> {
-    sqlx::query_scalar("select number from effects order by 1").fetch_all(pool).await.unwrap()
+    sqlx::query_scalar("select number from effects order by 1")
+        .fetch_all(pool)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
 async fn a_killed_process_loses_nothing_and_doubles_nothing() {
     let database = TestDatabase::new().await;
-    let works: Vec<(i64, &str)> = (0..20).map(|n| (n, if n == 7 { "hang" } else { "" })).collect();
+    let works: Vec<(i64, &str)> = (0..20)
+        .map(|n| (n, if n == 7 { "hang" } else { "" }))
+        .collect();
     let pool = prepare(&database, &works).await;
 
     let mut killed = victim(&database).env("VICTIM_HANGS", "1").spawn().unwrap();
@@ -83,14 +99,24 @@ async fn a_killed_process_loses_nothing_and_doubles_nothing() {
 #[tokio::test]
 async fn a_message_that_kills_its_process_is_given_up_without_its_neighbours() {
     let database = TestDatabase::new().await;
-    let works: Vec<(i64, &str)> = (0..40).map(|n| (n, if n == 11 { "abort" } else { "" })).collect();
+    let works: Vec<(i64, &str)> = (0..40)
+        .map(|n| (n, if n == 11 { "abort" } else { "" }))
+        .collect();
     let pool = prepare(&database, &works).await;
 
     let begun = Instant::now();
     let mut deaths = 0;
-    while !victim(&database).stdout(Stdio::null()).status().unwrap().success() {
+    while !victim(&database)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
+    {
         deaths += 1;
-        assert!(begun.elapsed() < PATIENCE * 3, "still dying after {deaths} deaths");
+        assert!(
+            begun.elapsed() < PATIENCE * 3,
+            "still dying after {deaths} deaths"
+        );
     }
     // Ten leases ended without a verdict; no neighbour was given up for it.
     assert_eq!(deaths, 10);
@@ -114,12 +140,18 @@ async fn sigterm_stops_gently() {
     let pool = prepare(&database, &[]).await;
     let mut process = victim(&database).env("VICTIM_STAYS", "1").spawn().unwrap();
     nexus_tests::until("the node registers", || async {
-        let nodes: i64 =
-            sqlx::query_scalar("select count(*) from core.nodes").fetch_one(&pool).await.unwrap();
+        let nodes: i64 = sqlx::query_scalar("select count(*) from core.nodes")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
         (nodes == 1).then_some(())
     })
     .await;
-    let killed = Command::new("kill").arg("-TERM").arg(process.id().to_string()).status().unwrap();
+    let killed = Command::new("kill")
+        .arg("-TERM")
+        .arg(process.id().to_string())
+        .status()
+        .unwrap();
     assert!(killed.success());
     let deadline = Instant::now() + PATIENCE;
     let status = loop {
@@ -130,7 +162,9 @@ async fn sigterm_stops_gently() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert!(status.success(), "{status}");
-    let nodes: i64 =
-        sqlx::query_scalar("select count(*) from core.nodes").fetch_one(&pool).await.unwrap();
+    let nodes: i64 = sqlx::query_scalar("select count(*) from core.nodes")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
     assert_eq!(nodes, 0);
 }

@@ -41,7 +41,11 @@ async fn several_nodes_tick_once_in_the_zone_of_the_task() {
     let (sender, mut ticks) = mpsc::unbounded_channel();
     let mut nodes = Vec::new();
     for _ in 0..3 {
-        nodes.push(nexus::start(app(&database, "nightly", &sender)).await.unwrap());
+        nodes.push(
+            nexus::start(app(&database, "nightly", &sender))
+                .await
+                .unwrap(),
+        );
     }
     let mut due = Vec::new();
     for _ in 0..3 {
@@ -78,17 +82,26 @@ async fn several_nodes_tick_once_in_the_zone_of_the_task() {
 async fn every_second_of_a_busy_cluster_ticks_once() {
     let database = TestDatabase::new().await;
     let pool = database.pool().await;
-    sqlx::query("create table seconds (due_at timestamptz primary key)").execute(&pool).await.unwrap();
+    sqlx::query("create table seconds (due_at timestamptz primary key)")
+        .execute(&pool)
+        .await
+        .unwrap();
     let (sender, _ticks) = mpsc::unbounded_channel();
     let mut nodes = Vec::new();
     for _ in 0..3 {
-        nodes.push(nexus::start(app(&database, "every_second", &sender)).await.unwrap());
+        nodes.push(
+            nexus::start(app(&database, "every_second", &sender))
+                .await
+                .unwrap(),
+        );
     }
     // Half a minute of missed ticks, within the grace: each is made up for.
     database.advance(Duration::from_secs(30)).await;
     until("thirty ticks have their effect", || async {
-        let count: i64 =
-            sqlx::query_scalar("select count(*) from seconds").fetch_one(&pool).await.unwrap();
+        let count: i64 = sqlx::query_scalar("select count(*) from seconds")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
         (count >= 30).then_some(())
     })
     .await;
@@ -110,14 +123,21 @@ async fn every_second_of_a_busy_cluster_ticks_once() {
 async fn a_long_outage_is_made_up_for_once() {
     let database = TestDatabase::new().await;
     let (sender, mut ticks) = mpsc::unbounded_channel();
-    let node = nexus::start(app(&database, "nightly", &sender)).await.unwrap();
+    let node = nexus::start(app(&database, "nightly", &sender))
+        .await
+        .unwrap();
     node.shutdown().await;
     database.advance(Duration::from_secs(5 * 24 * 3600)).await;
-    let node = nexus::start(app(&database, "nightly", &sender)).await.unwrap();
+    let node = nexus::start(app(&database, "nightly", &sender))
+        .await
+        .unwrap();
     within("the task ticks", ticks.recv()).await.unwrap();
     within("all is settled", node.idle()).await.unwrap();
     node.shutdown().await;
-    assert!(ticks.try_recv().is_err(), "a long outage was made up for more than once");
+    assert!(
+        ticks.try_recv().is_err(),
+        "a long outage was made up for more than once"
+    );
 }
 
 #[tokio::test]
@@ -126,16 +146,30 @@ async fn a_restart_keeps_the_task_and_a_removed_one_is_deactivated() {
     let pool = database.pool().await;
     let (sender, _ticks) = mpsc::unbounded_channel();
     for _ in 0..2 {
-        nexus::start(app(&database, "hourly_report", &sender)).await.unwrap().shutdown().await;
+        nexus::start(app(&database, "hourly_report", &sender))
+            .await
+            .unwrap()
+            .shutdown()
+            .await;
     }
     let tasks = "select name, event_type, cron_expression, timezone, active from core.scheduled_tasks order by 1";
     let rows: Vec<(String, String, String, Option<String>, bool)> =
         sqlx::query_as(tasks).fetch_all(&pool).await.unwrap();
     let hourly = |active| {
-        ("hourly_report".to_owned(), "tick.default.hourly_report".to_owned(), "@hourly".to_owned(), None, active)
+        (
+            "hourly_report".to_owned(),
+            "tick.default.hourly_report".to_owned(),
+            "@hourly".to_owned(),
+            None,
+            active,
+        )
     };
     assert_eq!(rows, [hourly(true)]);
-    nexus::start(app(&database, "nightly", &sender)).await.unwrap().shutdown().await;
+    nexus::start(app(&database, "nightly", &sender))
+        .await
+        .unwrap()
+        .shutdown()
+        .await;
     let rows: Vec<(String, String, String, Option<String>, bool)> =
         sqlx::query_as(tasks).fetch_all(&pool).await.unwrap();
     assert_eq!(rows[0], hourly(false));
@@ -148,7 +182,10 @@ async fn digest(event: Envelope<DigestDue>, ticks: State<Ticks>) {
     assert_eq!(event.limit, 100);
     assert!(event.meta().scheduled_task_id().is_some());
     assert_eq!(event.meta().producer_node_id(), "scheduler");
-    let _ = ticks.send(("digest", event.meta().due_at().expect("a tick has a due time")));
+    let _ = ticks.send((
+        "digest",
+        event.meta().due_at().expect("a tick has a due time"),
+    ));
 }
 
 /// The event of a task that is made by hand, as the original system makes them.
@@ -163,7 +200,9 @@ async fn a_task_made_by_hand_waits_for_its_time() {
     let database = TestDatabase::new().await;
     let pool = database.pool().await;
     let (sender, mut ticks) = mpsc::unbounded_channel();
-    let node = nexus::start(app(&database, "digest", &sender)).await.unwrap();
+    let node = nexus::start(app(&database, "digest", &sender))
+        .await
+        .unwrap();
     sqlx::query(
         "insert into core.scheduled_tasks (namespace, name, cron_expression, event_type, payload)
          values ('demo', 'digest', '0 * * * *', 'digest.due', '{\"limit\": 100}')",
@@ -181,7 +220,10 @@ async fn a_task_made_by_hand_waits_for_its_time() {
         .map(|is_ahead| assert!(is_ahead))
     })
     .await;
-    let fired: i64 = sqlx::query_scalar("select count(*) from core.ticks").fetch_one(&pool).await.unwrap();
+    let fired: i64 = sqlx::query_scalar("select count(*) from core.ticks")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
     assert_eq!(fired, 0);
     database.advance(Duration::from_secs(3600)).await;
     let (_, due_at) = within("the task ticks", ticks.recv()).await.unwrap();

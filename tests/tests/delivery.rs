@@ -23,7 +23,10 @@ struct OrderBooked {
 }
 
 fn order(order_id: u32) -> OrderPlaced {
-    OrderPlaced { order_id, note: format!("order {order_id}") }
+    OrderPlaced {
+        order_id,
+        note: format!("order {order_id}"),
+    }
 }
 
 /// What handlers saw, told to the test.
@@ -79,11 +82,15 @@ async fn book(order: Envelope<OrderPlaced>, tx: &mut Tx) -> nexus::Result<Emit<O
         .bind(i64::from(order.order_id))
         .execute(&mut **tx)
         .await?;
-    tx.emit(&OrderBooked { order_id: order.order_id + 1000 })?;
+    tx.emit(&OrderBooked {
+        order_id: order.order_id + 1000,
+    })?;
     if order.order_id % 2 == 1 && order.attempt() == 1 {
         return Err("the first attempt of odd orders fails".into());
     }
-    Ok(Emit(OrderBooked { order_id: order.order_id }))
+    Ok(Emit(OrderBooked {
+        order_id: order.order_id,
+    }))
 }
 
 #[handler]
@@ -94,14 +101,19 @@ async fn after_booking(booked: Envelope<OrderBooked>, saw: State<Saw>) {
 /// Returns what follows without a transaction.
 #[handler]
 async fn forward(order: OrderPlaced) -> Option<Emit<OrderBooked>> {
-    (order.order_id < 5).then_some(Emit(OrderBooked { order_id: order.order_id }))
+    (order.order_id < 5).then_some(Emit(OrderBooked {
+        order_id: order.order_id,
+    }))
 }
 
 /// Blocks until the test lets it go.
 #[handler(name = "slow", concurrency = 2)]
 async fn slow(order: Envelope<OrderPlaced>, gate: State<Arc<Semaphore>>, saw: State<Saw>) {
     tell(&saw, "slow begins", order.order_id, order.meta());
-    gate.acquire().await.expect("the gate is never closed").forget();
+    gate.acquire()
+        .await
+        .expect("the gate is never closed")
+        .forget();
     tell(&saw, "slow ends", order.order_id, order.meta());
 }
 
@@ -133,9 +145,17 @@ impl Test {
     async fn new() -> Self {
         let database = TestDatabase::new().await;
         let pool = database.pool().await;
-        sqlx::query("create table bookings (order_id bigint)").execute(&pool).await.unwrap();
+        sqlx::query("create table bookings (order_id bigint)")
+            .execute(&pool)
+            .await
+            .unwrap();
         let (sender, saw) = mpsc::unbounded_channel();
-        Self { database, saw, sender, gate: Arc::new(Semaphore::new(0)) }
+        Self {
+            database,
+            saw,
+            sender,
+            gate: Arc::new(Semaphore::new(0)),
+        }
     }
 
     fn app<'a>(&self, handlers: impl IntoIterator<Item = &'a str>) -> App {
@@ -148,19 +168,26 @@ impl Test {
     }
 
     async fn next(&mut self) -> (&'static str, u32, EnvelopeFacts) {
-        within("a handler runs", self.saw.recv()).await.expect("the sender is kept")
+        within("a handler runs", self.saw.recv())
+            .await
+            .expect("the sender is kept")
     }
 
     async fn bookings(&self) -> Vec<i64> {
         let pool = self.database.pool().await;
-        sqlx::query_scalar("select order_id from bookings order by 1").fetch_all(&pool).await.unwrap()
+        sqlx::query_scalar("select order_id from bookings order by 1")
+            .fetch_all(&pool)
+            .await
+            .unwrap()
     }
 }
 
 #[tokio::test]
 async fn every_handler_of_every_group_gets_its_own_copy() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["first", "second", "third"])).await.unwrap();
+    let app = nexus::start(test.app(["first", "second", "third"]))
+        .await
+        .unwrap();
     let id = app.client().emit(&order(7)).await.unwrap();
     let mut seen = Vec::new();
     for _ in 0..3 {
@@ -175,14 +202,20 @@ async fn every_handler_of_every_group_gets_its_own_copy() {
         assert_eq!(*key, format!("demo/{id}/{expected}"), "{who}");
     }
     within("all is settled", app.idle()).await.unwrap();
-    assert!(app.stats().iter().all(|stats| stats.completed == 1), "{:?}", app.stats());
+    assert!(
+        app.stats().iter().all(|stats| stats.completed == 1),
+        "{:?}",
+        app.stats()
+    );
     app.shutdown().await;
 }
 
 #[tokio::test]
 async fn effects_follow_ups_and_completion_commit_together_and_once() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["book", "after_booking"])).await.unwrap();
+    let app = nexus::start(test.app(["book", "after_booking"]))
+        .await
+        .unwrap();
     let orders: Vec<OrderPlaced> = (0..20).map(order).collect();
     app.client().emit_all(&orders).await.unwrap();
     within("all is settled", app.idle()).await.unwrap();
@@ -195,17 +228,32 @@ async fn effects_follow_ups_and_completion_commit_together_and_once() {
     }
     followed.sort_unstable();
     assert_eq!(followed, (0..20).chain(1000..1020).collect::<Vec<u32>>());
-    let book = app.stats().into_iter().find(|stats| stats.handler == "book").unwrap();
-    assert_eq!((book.completed, book.retried, book.dead_lettered), (20, 10, 0));
+    let book = app
+        .stats()
+        .into_iter()
+        .find(|stats| stats.handler == "book")
+        .unwrap();
+    assert_eq!(
+        (book.completed, book.retried, book.dead_lettered),
+        (20, 10, 0)
+    );
     app.shutdown().await;
-    assert!(test.saw.try_recv().is_err(), "a follow-up was delivered twice");
+    assert!(
+        test.saw.try_recv().is_err(),
+        "a follow-up was delivered twice"
+    );
 }
 
 #[tokio::test]
 async fn a_returned_event_is_stored_with_the_completion() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["forward", "after_booking"])).await.unwrap();
-    app.client().emit_all(&(0..10).map(order).collect::<Vec<_>>()).await.unwrap();
+    let app = nexus::start(test.app(["forward", "after_booking"]))
+        .await
+        .unwrap();
+    app.client()
+        .emit_all(&(0..10).map(order).collect::<Vec<_>>())
+        .await
+        .unwrap();
     within("all is settled", app.idle()).await.unwrap();
     let mut followed = Vec::new();
     for _ in 0..5 {
@@ -246,8 +294,10 @@ async fn emits_of_a_transaction_commit_or_vanish_with_it() {
     }
     seen.sort_unstable();
     assert_eq!(seen, [4, 5, 6]);
-    let logged: i64 =
-        sqlx::query_scalar("select count(*) from core.event_log").fetch_one(&pool).await.unwrap();
+    let logged: i64 = sqlx::query_scalar("select count(*) from core.event_log")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
     assert_eq!(logged, 3);
     app.shutdown().await;
 }
@@ -255,7 +305,9 @@ async fn emits_of_a_transaction_commit_or_vanish_with_it() {
 #[tokio::test]
 async fn what_follows_inherits_correlation_causation_and_trace() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["forward", "after_booking"])).await.unwrap();
+    let app = nexus::start(test.app(["forward", "after_booking"]))
+        .await
+        .unwrap();
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let id = app
         .client()
@@ -299,7 +351,10 @@ async fn an_event_nobody_wants_is_in_the_log() {
 async fn a_slow_handler_holds_nobody_up() {
     let mut test = Test::new().await;
     let app = nexus::start(test.app(["slow", "first"])).await.unwrap();
-    app.client().emit_all(&(0..300).map(order).collect::<Vec<_>>()).await.unwrap();
+    app.client()
+        .emit_all(&(0..300).map(order).collect::<Vec<_>>())
+        .await
+        .unwrap();
     // Two of the slow ones are stuck, 298 wait, and the other handler gets everything.
     let mut fast = 0;
     while fast < 300 {
@@ -315,10 +370,19 @@ async fn a_slow_handler_holds_nobody_up() {
 #[tokio::test]
 async fn replicas_compete_and_other_apps_get_their_own_copy() {
     let mut test = Test::new().await;
-    let one = nexus::start(test.app(["first"]).name("shop")).await.unwrap();
-    let two = nexus::start(test.app(["first"]).name("shop")).await.unwrap();
-    let other = nexus::start(test.app(["first"]).name("warehouse")).await.unwrap();
-    one.client().emit_all(&(0..200).map(order).collect::<Vec<_>>()).await.unwrap();
+    let one = nexus::start(test.app(["first"]).name("shop"))
+        .await
+        .unwrap();
+    let two = nexus::start(test.app(["first"]).name("shop"))
+        .await
+        .unwrap();
+    let other = nexus::start(test.app(["first"]).name("warehouse"))
+        .await
+        .unwrap();
+    one.client()
+        .emit_all(&(0..200).map(order).collect::<Vec<_>>())
+        .await
+        .unwrap();
     for app in [&one, &two, &other] {
         within("all is settled", app.idle()).await.unwrap();
     }
@@ -338,11 +402,18 @@ async fn replicas_compete_and_other_apps_get_their_own_copy() {
 #[tokio::test]
 async fn namespaces_are_apart() {
     let mut test = Test::new().await;
-    let here = nexus::start(test.app(["first"]).namespace("here")).await.unwrap();
-    let there = nexus::start(test.app(["first"]).namespace("there")).await.unwrap();
+    let here = nexus::start(test.app(["first"]).namespace("here"))
+        .await
+        .unwrap();
+    let there = nexus::start(test.app(["first"]).namespace("there"))
+        .await
+        .unwrap();
     here.client().emit(&order(1)).await.unwrap();
     within("all is settled", here.idle()).await.unwrap();
-    assert_eq!((here.stats()[0].completed, there.stats()[0].completed), (1, 0));
+    assert_eq!(
+        (here.stats()[0].completed, there.stats()[0].completed),
+        (1, 0)
+    );
     assert_eq!(test.next().await.1, 1);
     here.shutdown().await;
     there.shutdown().await;
@@ -372,8 +443,9 @@ async fn a_stolen_lease_refuses_the_verdict_and_rolls_back() {
 #[tokio::test]
 async fn a_stolen_lease_stops_a_handler_that_still_runs() {
     let mut test = Test::new().await;
-    let app =
-        nexus::start(test.app(["contested"]).lease(Duration::from_secs(2))).await.unwrap();
+    let app = nexus::start(test.app(["contested"]).lease(Duration::from_secs(2)))
+        .await
+        .unwrap();
     app.client().emit(&order(1)).await.unwrap();
     assert_eq!(test.next().await.0, "contested");
     let pool = test.database.pool().await;
@@ -392,7 +464,9 @@ async fn a_stolen_lease_stops_a_handler_that_still_runs() {
 #[tokio::test]
 async fn a_long_handler_keeps_its_lease() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["slow"]).lease(Duration::from_secs(1))).await.unwrap();
+    let app = nexus::start(test.app(["slow"]).lease(Duration::from_secs(1)))
+        .await
+        .unwrap();
     app.client().emit(&order(1)).await.unwrap();
     assert_eq!(test.next().await.0, "slow begins");
     // The lease is extended: more than three of them pass, by the clock of the database.
@@ -423,9 +497,14 @@ async fn a_long_handler_keeps_its_lease() {
 #[tokio::test]
 async fn a_stopping_node_gives_back_at_once_and_counts_no_attempt() {
     let mut test = Test::new().await;
-    let impatient = test.app(["slow"]).shutdown_timeout(Duration::from_millis(50));
+    let impatient = test
+        .app(["slow"])
+        .shutdown_timeout(Duration::from_millis(50));
     let app = nexus::start(impatient).await.unwrap();
-    app.client().emit_all(&(0..10).map(order).collect::<Vec<_>>()).await.unwrap();
+    app.client()
+        .emit_all(&(0..10).map(order).collect::<Vec<_>>())
+        .await
+        .unwrap();
     assert_eq!(test.next().await.0, "slow begins");
     assert_eq!(test.next().await.0, "slow begins");
     within("the node stops", app.shutdown()).await;
@@ -439,8 +518,10 @@ async fn a_stopping_node_gives_back_at_once_and_counts_no_attempt() {
     .await
     .unwrap();
     assert_eq!(waiting, (10, 0));
-    let nodes: i64 =
-        sqlx::query_scalar("select count(*) from core.nodes").fetch_one(&pool).await.unwrap();
+    let nodes: i64 = sqlx::query_scalar("select count(*) from core.nodes")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
     assert_eq!(nodes, 0, "the node deregistered");
 
     test.gate.add_permits(10);
@@ -474,7 +555,13 @@ async fn one_idempotency_key_is_one_event() {
     let app = nexus::start(test.app(["first"])).await.unwrap();
     let emits = (0..50).map(|_| {
         let client = app.client().clone();
-        tokio::spawn(async move { client.emit(&order(1)).idempotency_key("once").await.unwrap() })
+        tokio::spawn(async move {
+            client
+                .emit(&order(1))
+                .idempotency_key("once")
+                .await
+                .unwrap()
+        })
     });
     let mut ids = Vec::new();
     for emit in emits.collect::<Vec<_>>() {
@@ -485,11 +572,24 @@ async fn one_idempotency_key_is_one_event() {
     assert_eq!(app.stats()[0].completed, 1);
     assert_eq!(test.next().await.2.event_id, ids[0]);
 
-    let error = app.client().emit(&order(2)).idempotency_key("once").await.unwrap_err();
-    assert!(matches!(error, nexus::EmitError::KeyUsedForAnotherEvent { .. }), "{error}");
+    let error = app
+        .client()
+        .emit(&order(2))
+        .idempotency_key("once")
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, nexus::EmitError::KeyUsedForAnotherEvent { .. }),
+        "{error}"
+    );
     // A day later the key may be used again.
     test.database.advance(Duration::from_secs(25 * 3600)).await;
-    let later = app.client().emit(&order(2)).idempotency_key("once").await.unwrap();
+    let later = app
+        .client()
+        .emit(&order(2))
+        .idempotency_key("once")
+        .await
+        .unwrap();
     assert_ne!(later, ids[0]);
     app.shutdown().await;
 }

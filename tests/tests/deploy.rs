@@ -50,24 +50,47 @@ fn app(database: &TestDatabase, handlers: &[&str], saw: &Saw) -> App {
 async fn what_only_a_vanished_handler_can_run_waits_and_is_reported() {
     let database = TestDatabase::new().await;
     let (sender, mut saw) = mpsc::unbounded_channel();
-    nexus::start(app(&database, &["old_handler"], &sender)).await.unwrap().shutdown().await;
+    nexus::start(app(&database, &["old_handler"], &sender))
+        .await
+        .unwrap()
+        .shutdown()
+        .await;
 
     // The next build has another handler instead; the event goes to both subscriptions.
-    let node = nexus::start(app(&database, &["new_handler"], &sender)).await.unwrap();
-    node.client().emit(&ThingHappened { number: 1 }).await.unwrap();
-    assert_eq!(within("the new one runs", saw.recv()).await, Some(("new", 1)));
+    let node = nexus::start(app(&database, &["new_handler"], &sender))
+        .await
+        .unwrap();
+    node.client()
+        .emit(&ThingHappened { number: 1 })
+        .await
+        .unwrap();
+    assert_eq!(
+        within("the new one runs", saw.recv()).await,
+        Some(("new", 1))
+    );
     within("all is settled", node.idle()).await.unwrap();
     let report = node.client().subscriptions().await.unwrap();
     let facts: Vec<(&str, bool, i64)> = report
         .iter()
-        .map(|subscription| (subscription.handler.as_str(), subscription.is_live, subscription.waiting))
+        .map(|subscription| {
+            (
+                subscription.handler.as_str(),
+                subscription.is_live,
+                subscription.waiting,
+            )
+        })
         .collect();
     assert_eq!(facts, [("new_handler", true, 0), ("old_handler", false, 1)]);
     node.shutdown().await;
 
     // A build that has it again gets what waited.
-    let node = nexus::start(app(&database, &["old_handler"], &sender)).await.unwrap();
-    assert_eq!(within("the old one runs", saw.recv()).await, Some(("old", 1)));
+    let node = nexus::start(app(&database, &["old_handler"], &sender))
+        .await
+        .unwrap();
+    assert_eq!(
+        within("the old one runs", saw.recv()).await,
+        Some(("old", 1))
+    );
     within("all is settled", node.idle()).await.unwrap();
     node.shutdown().await;
 }
@@ -77,7 +100,9 @@ async fn a_message_of_another_version_waits_for_a_build_that_can_run_it() {
     let database = TestDatabase::new().await;
     let pool = database.pool().await;
     let (sender, mut saw) = mpsc::unbounded_channel();
-    let node = nexus::start(app(&database, &["old_handler"], &sender)).await.unwrap();
+    let node = nexus::start(app(&database, &["old_handler"], &sender))
+        .await
+        .unwrap();
     for (number, version) in [(1, 2), (2, 1)] {
         sqlx::query("select core.emit('demo', 'thing.happened', jsonb_build_object('number', $1::int), jsonb_build_object('version', $2::int))")
             .bind(number)
@@ -102,22 +127,36 @@ async fn an_old_build_that_restarts_during_a_roll_out_takes_nothing_back() {
     let database = TestDatabase::new().await;
     let pool = database.pool().await;
     let (sender, _saw) = mpsc::unbounded_channel();
-    nexus::start(app(&database, &["old_handler"], &sender)).await.unwrap().shutdown().await;
-    let new = nexus::start(app(&database, &["old_handler", "tidy_up"], &sender)).await.unwrap();
-    let old = nexus::start(app(&database, &["old_handler"], &sender)).await.unwrap();
-    let active: bool = sqlx::query_scalar("select active from core.scheduled_tasks where name = 'tidy_up'")
-        .fetch_one(&pool)
+    nexus::start(app(&database, &["old_handler"], &sender))
+        .await
+        .unwrap()
+        .shutdown()
+        .await;
+    let new = nexus::start(app(&database, &["old_handler", "tidy_up"], &sender))
         .await
         .unwrap();
+    let old = nexus::start(app(&database, &["old_handler"], &sender))
+        .await
+        .unwrap();
+    let active: bool =
+        sqlx::query_scalar("select active from core.scheduled_tasks where name = 'tidy_up'")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
     assert!(active, "the old build deactivated a task of the new one");
     new.shutdown().await;
     old.shutdown().await;
     // Rolled back for good: now the old build defines the app.
-    nexus::start(app(&database, &["old_handler"], &sender)).await.unwrap().shutdown().await;
-    let active: bool = sqlx::query_scalar("select active from core.scheduled_tasks where name = 'tidy_up'")
-        .fetch_one(&pool)
+    nexus::start(app(&database, &["old_handler"], &sender))
         .await
-        .unwrap();
+        .unwrap()
+        .shutdown()
+        .await;
+    let active: bool =
+        sqlx::query_scalar("select active from core.scheduled_tasks where name = 'tidy_up'")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
     assert!(!active);
 }
 
@@ -128,7 +167,11 @@ async fn tidy_up() {}
 async fn a_second_boot_under_one_id_fences_the_first() {
     let database = TestDatabase::new().await;
     let (sender, _saw) = mpsc::unbounded_channel();
-    let node = |lease| app(&database, &["old_handler"], &sender).node_id("till-1").lease(lease);
+    let node = |lease| {
+        app(&database, &["old_handler"], &sender)
+            .node_id("till-1")
+            .lease(lease)
+    };
     let first = nexus::start(node(Duration::from_secs(1))).await.unwrap();
     let second = nexus::start(node(Duration::from_secs(10))).await.unwrap();
     within("the first is fenced", first.fenced()).await;
@@ -148,7 +191,9 @@ async fn an_id_that_lives_in_another_namespace_is_refused() {
     let database = TestDatabase::new().await;
     let (sender, _saw) = mpsc::unbounded_channel();
     let node = |namespace: &str| {
-        app(&database, &["old_handler"], &sender).node_id("till-1").namespace(namespace)
+        app(&database, &["old_handler"], &sender)
+            .node_id("till-1")
+            .namespace(namespace)
     };
     let first = nexus::start(node("one")).await.unwrap();
     let error = nexus::start(node("two")).await.unwrap_err();
@@ -166,10 +211,15 @@ async fn a_node_taken_for_dead_registers_again() {
     let (sender, _saw) = mpsc::unbounded_channel();
     let impatient = app(&database, &["old_handler"], &sender).lease(Duration::from_secs(1));
     let node = nexus::start(impatient).await.unwrap();
-    sqlx::query("delete from core.nodes").execute(&pool).await.unwrap();
+    sqlx::query("delete from core.nodes")
+        .execute(&pool)
+        .await
+        .unwrap();
     until("the node registers again", || async {
-        let ids: Vec<String> =
-            sqlx::query_scalar("select node_id from core.nodes").fetch_all(&pool).await.unwrap();
+        let ids: Vec<String> = sqlx::query_scalar("select node_id from core.nodes")
+            .fetch_all(&pool)
+            .await
+            .unwrap();
         (ids == [node.node_id()]).then_some(())
     })
     .await;
@@ -192,10 +242,18 @@ fn other_program(database: &TestDatabase, app: &str) -> String {
 async fn two_programs_under_one_app_name_are_refused() {
     let database = TestDatabase::new().await;
     let (sender, _saw) = mpsc::unbounded_channel();
-    let node = nexus::start(app(&database, &["old_handler"], &sender)).await.unwrap();
+    let node = nexus::start(app(&database, &["old_handler"], &sender))
+        .await
+        .unwrap();
     let said = other_program(&database, "shop");
-    assert!(said.contains("app `shop` in namespace `demo` is run by program `deploy`"), "{said}");
-    assert!(said.contains("this is `victim`") && said.contains("App::name"), "{said}");
+    assert!(
+        said.contains("app `shop` in namespace `demo` is run by program `deploy`"),
+        "{said}"
+    );
+    assert!(
+        said.contains("this is `victim`") && said.contains("App::name"),
+        "{said}"
+    );
     node.shutdown().await;
 }
 
@@ -203,7 +261,9 @@ async fn two_programs_under_one_app_name_are_refused() {
 async fn two_apps_that_declare_an_event_type_differently_are_refused() {
     let database = TestDatabase::new().await;
     let (sender, _saw) = mpsc::unbounded_channel();
-    let node = nexus::start(app(&database, &["on_fact"], &sender)).await.unwrap();
+    let node = nexus::start(app(&database, &["on_fact"], &sender))
+        .await
+        .unwrap();
     let said = other_program(&database, "warehouse");
     assert!(
         said.contains("event type `shared.fact` version 1 is declared differently by app `shop` and by app `warehouse`"),
@@ -215,13 +275,18 @@ async fn two_apps_that_declare_an_event_type_differently_are_refused() {
 #[tokio::test]
 async fn a_missing_state_or_unknown_handler_is_refused_before_anything_runs() {
     let database = TestDatabase::new().await;
-    let stateless = App::discover().only(["old_handler", "no_such"]).database_url(database.url());
+    let stateless = App::discover()
+        .only(["old_handler", "no_such"])
+        .database_url(database.url());
     let Err(StartError::Problems(problems)) = nexus::start(stateless).await else {
         panic!("the app started");
     };
     let text = problems.to_string();
     assert_eq!(problems.iter().count(), 2, "{text}");
     assert!(text.contains("App::only names `no_such`"), "{text}");
-    assert!(text.contains("deploy::old_handler") && text.contains("State<"), "{text}");
+    assert!(
+        text.contains("deploy::old_handler") && text.contains("State<"),
+        "{text}"
+    );
     assert!(text.contains("tests/deploy.rs:"), "{text}");
 }

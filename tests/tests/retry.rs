@@ -16,7 +16,10 @@ struct Command {
 }
 
 fn command(number: u32, say: &str) -> Command {
-    Command { number, say: say.to_owned() }
+    Command {
+        number,
+        say: say.to_owned(),
+    }
 }
 
 type Saw = mpsc::UnboundedSender<(u32, u32)>;
@@ -55,7 +58,9 @@ async fn obey_in_sql(command: Envelope<Command>, tx: &mut Tx) -> nexus::Result {
         .execute(&mut **tx)
         .await?;
     if command.say == "hang in sql" && command.attempt() == 1 {
-        sqlx::query("select pg_sleep(60)").execute(&mut **tx).await?;
+        sqlx::query("select pg_sleep(60)")
+            .execute(&mut **tx)
+            .await?;
     }
     if command.say == "swallow an error" && command.attempt() == 1 {
         // The transaction is aborted now, whatever the handler returns.
@@ -69,7 +74,10 @@ async fn obey_in_sql(command: Envelope<Command>, tx: &mut Tx) -> nexus::Result {
 async fn gulp(commands: Batch<Command>, tx: &mut Tx, saw: State<Saw>) -> nexus::Result {
     assert!(!commands.is_empty());
     let _ = saw.send((u32::try_from(commands.len())?, 0));
-    let numbers: Vec<i64> = commands.iter().map(|command| command.number.into()).collect();
+    let numbers: Vec<i64> = commands
+        .iter()
+        .map(|command| command.number.into())
+        .collect();
     sqlx::query("insert into effects select unnest($1::bigint[])")
         .bind(&numbers)
         .execute(&mut **tx)
@@ -91,7 +99,10 @@ impl Test {
     async fn new(handler: &str) -> Self {
         let database = TestDatabase::new().await;
         let pool = database.pool().await;
-        sqlx::query("create table effects (number bigint)").execute(&pool).await.unwrap();
+        sqlx::query("create table effects (number bigint)")
+            .execute(&pool)
+            .await
+            .unwrap();
         let (sender, saw) = mpsc::unbounded_channel();
         let mended = Arc::default();
         let app = App::discover()
@@ -101,7 +112,12 @@ impl Test {
             .state::<Saw>(sender)
             .state(Arc::clone(&mended));
         let app = nexus::start(app).await.unwrap();
-        Self { database, app, saw, mended }
+        Self {
+            database,
+            app,
+            saw,
+            mended,
+        }
     }
 
     async fn emit(&self, commands: &[Command]) {
@@ -113,13 +129,22 @@ impl Test {
     }
 
     async fn letters(&self) -> Vec<nexus::client::DeadLetter> {
-        self.app.client().dead_letters("default", 100).await.unwrap()
+        self.app
+            .client()
+            .dead_letters("default", 100)
+            .await
+            .unwrap()
     }
 
     /// (completed, retried, snoozed, dead-lettered)
     fn counts(&self) -> (u64, u64, u64, u64) {
         let stats = &self.app.stats()[0];
-        (stats.completed, stats.retried, stats.snoozed, stats.dead_lettered)
+        (
+            stats.completed,
+            stats.retried,
+            stats.snoozed,
+            stats.dead_lettered,
+        )
     }
 
     async fn effects(&self) -> Vec<i64> {
@@ -133,7 +158,12 @@ impl Test {
 #[tokio::test]
 async fn retries_errors_panics_and_timeouts() {
     let test = Test::new("obey").await;
-    test.emit(&[command(1, "fail once"), command(2, "panic once"), command(3, "hang once")]).await;
+    test.emit(&[
+        command(1, "fail once"),
+        command(2, "panic once"),
+        command(3, "hang once"),
+    ])
+    .await;
     test.idle().await;
     assert_eq!(test.counts(), (3, 3, 0, 0));
     assert!(test.letters().await.is_empty());
@@ -145,7 +175,11 @@ async fn waits_for_the_backoff_by_the_clock_of_the_database() {
     #[handler(backoff = "fixed(1h)")]
     async fn patient(command: Envelope<Command>, saw: State<Saw>) -> nexus::Result {
         let _ = saw.send((command.number, command.attempt()));
-        if command.attempt() == 1 { Err("once".into()) } else { Ok(()) }
+        if command.attempt() == 1 {
+            Err("once".into())
+        } else {
+            Ok(())
+        }
     }
 
     let mut test = Test::new("patient").await;
@@ -172,7 +206,8 @@ async fn waits_for_the_backoff_by_the_clock_of_the_database() {
 #[tokio::test]
 async fn dead_letters_hold_the_history_and_can_be_redriven() {
     let mut test = Test::new("obey").await;
-    test.emit(&[command(1, "fail"), command(2, "give up")]).await;
+    test.emit(&[command(1, "fail"), command(2, "give up")])
+        .await;
     test.idle().await;
     assert_eq!(test.counts(), (0, 2, 0, 2));
 
@@ -181,20 +216,33 @@ async fn dead_letters_hold_the_history_and_can_be_redriven() {
     assert_eq!(exhausted.reason, "Attempts exhausted");
     assert_eq!(exhausted.handler.as_deref(), Some("obey"));
     assert_eq!(exhausted.error.as_deref(), Some("failure 3"));
-    let errors: Vec<(u32, &str)> =
-        exhausted.errors.iter().map(|error| (error.attempt, error.error.as_str())).collect();
-    assert_eq!(errors, [(1, "failure 1"), (2, "failure 2"), (3, "failure 3")]);
+    let errors: Vec<(u32, &str)> = exhausted
+        .errors
+        .iter()
+        .map(|error| (error.attempt, error.error.as_str()))
+        .collect();
+    assert_eq!(
+        errors,
+        [(1, "failure 1"), (2, "failure 2"), (3, "failure 3")]
+    );
     assert_eq!(exhausted.original["payload"]["number"], 1);
     let permanent = letters.iter().find(|letter| letter.attempts == 1).unwrap();
-    assert_eq!((permanent.reason.as_str(), permanent.error.as_deref()), ("Permanent error", Some("no use")));
+    assert_eq!(
+        (permanent.reason.as_str(), permanent.error.as_deref()),
+        ("Permanent error", Some("no use"))
+    );
 
     while test.saw.try_recv().is_ok() {}
-    test.mended.store(true, std::sync::atomic::Ordering::Relaxed);
+    test.mended
+        .store(true, std::sync::atomic::Ordering::Relaxed);
     let ids: Vec<i64> = letters.iter().map(|letter| letter.id).collect();
     assert_eq!(test.app.client().redrive("default", &ids).await.unwrap(), 2);
     test.idle().await;
     // Redriven messages have all their attempts before them.
-    let mut again = [test.saw.recv().await.unwrap(), test.saw.recv().await.unwrap()];
+    let mut again = [
+        test.saw.recv().await.unwrap(),
+        test.saw.recv().await.unwrap(),
+    ];
     again.sort_unstable();
     assert_eq!(again, [(1, 1), (2, 1)]);
     assert!(test.letters().await.is_empty());
@@ -213,7 +261,12 @@ async fn a_snooze_counts_as_no_attempt() {
 #[tokio::test]
 async fn a_timeout_rolls_back_and_stops_the_statement() {
     let test = Test::new("obey_in_sql").await;
-    test.emit(&[command(1, "hang in sql"), command(2, "swallow an error"), command(3, "")]).await;
+    test.emit(&[
+        command(1, "hang in sql"),
+        command(2, "swallow an error"),
+        command(3, ""),
+    ])
+    .await;
     test.idle().await;
     assert_eq!(test.effects().await, [1, 2, 3]);
     let pool = test.database.pool().await;
@@ -234,7 +287,12 @@ async fn a_timeout_rolls_back_and_stops_the_statement() {
 #[tokio::test]
 async fn a_batch_is_one_call_and_one_transaction() {
     let mut test = Test::new("gulp").await;
-    test.emit(&(0..100).map(|number| command(number, "")).collect::<Vec<_>>()).await;
+    test.emit(
+        &(0..100)
+            .map(|number| command(number, ""))
+            .collect::<Vec<_>>(),
+    )
+    .await;
     test.idle().await;
     assert_eq!(test.effects().await, (0..100).collect::<Vec<i64>>());
     assert_eq!(test.counts(), (100, 0, 0, 0));
@@ -268,10 +326,12 @@ async fn items_that_do_not_decode_leave_the_batch() {
     let test = Test::new("gulp").await;
     let pool = test.database.pool().await;
     test.emit(&[command(1, ""), command(2, "")]).await;
-    sqlx::query("select core.emit('demo', 'test.command', '{\"number\": \"three\", \"say\": \"\"}')")
-        .execute(&pool)
-        .await
-        .unwrap();
+    sqlx::query(
+        "select core.emit('demo', 'test.command', '{\"number\": \"three\", \"say\": \"\"}')",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
     test.emit(&[command(4, "")]).await;
     test.idle().await;
     assert_eq!(test.effects().await, [1, 2, 4]);
@@ -279,5 +339,8 @@ async fn items_that_do_not_decode_leave_the_batch() {
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].reason, "Undecodable payload");
     let error = letters[0].error.as_deref().unwrap();
-    assert!(error.contains("at `number`") && error.contains("test.command"), "{error}");
+    assert!(
+        error.contains("at `number`") && error.contains("test.command"),
+        "{error}"
+    );
 }

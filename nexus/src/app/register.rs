@@ -37,7 +37,10 @@ pub(super) async fn register(
     config: &Config,
     pool: &PgPool,
 ) -> Result<Registered, StartError> {
-    let mut connection = pool.acquire().await.map_err(failed("connect to register"))?;
+    let mut connection = pool
+        .acquire()
+        .await
+        .map_err(failed("connect to register"))?;
     let queues = ensure_groups(app, &config.namespace, &mut connection).await?;
     let routes = app.routes(|group| queues[group].clone());
     let event_types = event_type_rows(app);
@@ -59,12 +62,17 @@ pub(super) async fn register(
 
     let wrong = failed("register");
     let mut tx = connection.begin().await.map_err(&wrong)?;
-    subscriptions::lock(&mut tx, &node.namespace).await.map_err(&wrong)?;
+    subscriptions::lock(&mut tx, &node.namespace)
+        .await
+        .map_err(&wrong)?;
     let tasks = task_rows(&routes, &mut tx).await?;
     check(&node, &event_types, &handlers, &tasks, &mut tx).await?;
     // An old build that restarts in the middle of a roll-out takes nothing back.
     if nodes::is_superseded(&mut tx, &node).await.map_err(&wrong)? {
-        tracing::info!(app = node.app, "a newer build of this app is running, it defines subscriptions and schedules");
+        tracing::info!(
+            app = node.app,
+            "a newer build of this app is running, it defines subscriptions and schedules"
+        );
     } else {
         subscriptions::declare_event_types(&mut tx, &node.namespace, &node.app, &event_types)
             .await
@@ -77,16 +85,28 @@ pub(super) async fn register(
             .map_err(&wrong)?;
     }
     let epoch = nodes::register(&mut tx, &node).await.map_err(&wrong)?;
-    let subscribed = subscriptions::list(&mut tx, &node.namespace).await.map_err(&wrong)?;
+    let subscribed = subscriptions::list(&mut tx, &node.namespace)
+        .await
+        .map_err(&wrong)?;
     tx.commit().await.map_err(&wrong)?;
 
-    for orphan in subscribed.iter().filter(|row| row.app == node.app && !row.is_live) {
+    for orphan in subscribed
+        .iter()
+        .filter(|row| row.app == node.app && !row.is_live)
+    {
         tracing::warn!(
-            group = orphan.group, handler = orphan.handler, event_type = orphan.event_type,
+            group = orphan.group,
+            handler = orphan.handler,
+            event_type = orphan.event_type,
             "no live build declares this handler any more; what is sent to it waits until a build does"
         );
     }
-    Ok(Registered { node, epoch, routes, main_queue: queues["default"].clone() })
+    Ok(Registered {
+        node,
+        epoch,
+        routes,
+        main_queue: queues["default"].clone(),
+    })
 }
 
 /// Creates the queues of the app's groups, and the namespace's main queue, which every node adopts
@@ -97,20 +117,35 @@ async fn ensure_groups(
     connection: &mut PgConnection,
 ) -> Result<BTreeMap<String, String>, StartError> {
     let mut queues = BTreeMap::new();
-    let groups = app.handlers.iter().map(|handler| handler.group.unwrap_or(&app.name));
+    let groups = app
+        .handlers
+        .iter()
+        .map(|handler| handler.group.unwrap_or(&app.name));
     for group in std::iter::once("default").chain(groups) {
         if queues.contains_key(group) {
             continue;
         }
-        let queue = subscriptions::ensure_group(connection, namespace, group).await.map_err(|source| {
-            match source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
-                // Raised by our own checks, which say which name and why.
-                Some("22023" | "23505") => StartError::Name {
-                    reason: source.as_database_error().map(ToString::to_string).unwrap_or_default(),
-                },
-                _ => StartError::Database { doing: "create a queue", source },
-            }
-        })?;
+        let queue = subscriptions::ensure_group(connection, namespace, group)
+            .await
+            .map_err(|source| {
+                match source
+                    .as_database_error()
+                    .and_then(sqlx::error::DatabaseError::code)
+                    .as_deref()
+                {
+                    // Raised by our own checks, which say which name and why.
+                    Some("22023" | "23505") => StartError::Name {
+                        reason: source
+                            .as_database_error()
+                            .map(ToString::to_string)
+                            .unwrap_or_default(),
+                    },
+                    _ => StartError::Database {
+                        doing: "create a queue",
+                        source,
+                    },
+                }
+            })?;
         queues.insert(group.to_owned(), queue);
     }
     Ok(queues)
@@ -126,8 +161,9 @@ async fn check(
 ) -> Result<(), StartError> {
     let wrong = failed("compare with other apps");
     let Node { namespace, app, .. } = node;
-    if let Some((other_node, other)) =
-        nodes::other_program(connection, node).await.map_err(&wrong)?
+    if let Some((other_node, other)) = nodes::other_program(connection, node)
+        .await
+        .map_err(&wrong)?
     {
         return Err(StartError::OtherProgram {
             namespace: namespace.clone(),
@@ -137,11 +173,22 @@ async fn check(
             this: node.program.clone(),
         });
     }
-    if let Some(elsewhere) = nodes::same_id_elsewhere(connection, node).await.map_err(&wrong)? {
-        return Err(StartError::NodeIdTaken { node: node.id.clone(), namespace: elsewhere });
+    if let Some(elsewhere) = nodes::same_id_elsewhere(connection, node)
+        .await
+        .map_err(&wrong)?
+    {
+        return Err(StartError::NodeIdTaken {
+            node: node.id.clone(),
+            namespace: elsewhere,
+        });
     }
     let conflict = |what, other, advice| {
-        Err(StartError::Conflict { what, other, this: app.clone(), advice })
+        Err(StartError::Conflict {
+            what,
+            other,
+            this: app.clone(),
+            advice,
+        })
     };
     if let Some((event_type, version, other)) =
         subscriptions::other_declaration(connection, namespace, app, event_types)
@@ -155,7 +202,9 @@ async fn check(
         );
     }
     if let Some((group, handler, event_type, other)) =
-        subscriptions::other_handler(connection, namespace, app, handlers).await.map_err(&wrong)?
+        subscriptions::other_handler(connection, namespace, app, handlers)
+            .await
+            .map_err(&wrong)?
     {
         return conflict(
             format!("handler `{handler}` of group `{group}` (there for `{event_type}`)"),
@@ -164,8 +213,9 @@ async fn check(
         );
     }
     let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
-    if let Some((name, other)) =
-        scheduled_tasks::other_app(connection, namespace, app, &names).await.map_err(&wrong)?
+    if let Some((name, other)) = scheduled_tasks::other_app(connection, namespace, app, &names)
+        .await
+        .map_err(&wrong)?
     {
         return conflict(
             format!("scheduled task `{name}`"),
@@ -194,10 +244,14 @@ async fn task_rows(
     routes: &[Route],
     connection: &mut PgConnection,
 ) -> Result<Vec<TaskRow>, StartError> {
-    let now = scheduled_tasks::now(connection).await.map_err(failed("ask for the time"))?;
+    let now = scheduled_tasks::now(connection)
+        .await
+        .map_err(failed("ask for the time"))?;
     let mut rows = Vec::new();
     for route in routes {
-        let Trigger::Cron(cron) = &route.descriptor.trigger else { continue };
+        let Trigger::Cron(cron) = &route.descriptor.trigger else {
+            continue;
+        };
         let next = Schedule::parse(cron.expression, cron.time_zone)
             .and_then(|schedule| schedule.next_after(now))
             .map_err(|error| StartError::Name {
@@ -242,7 +296,10 @@ fn fingerprint(schema: &Value) -> String {
                     // A property may be called `title`; only keywords are words for people.
                     .filter(|(key, _)| {
                         inside_properties
-                            || !matches!(key.as_str(), "title" | "description" | "examples" | "$comment")
+                            || !matches!(
+                                key.as_str(),
+                                "title" | "description" | "examples" | "$comment"
+                            )
                     })
                     .collect();
                 fields.sort_by_key(|(key, _)| key.as_str());
@@ -250,7 +307,10 @@ fn fingerprint(schema: &Value) -> String {
                     .into_iter()
                     .map(|(key, value)| {
                         let names = !inside_properties
-                            && matches!(key.as_str(), "properties" | "$defs" | "definitions" | "patternProperties");
+                            && matches!(
+                                key.as_str(),
+                                "properties" | "$defs" | "definitions" | "patternProperties"
+                            );
                         (key.clone(), essence(value, names))
                     })
                     .collect();
@@ -265,10 +325,13 @@ fn fingerprint(schema: &Value) -> String {
 
 fn hash(text: &str) -> String {
     let digest = Sha256::digest(text.as_bytes());
-    digest.iter().take(16).fold(String::with_capacity(32), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-        text
-    })
+    digest
+        .iter()
+        .take(16)
+        .fold(String::with_capacity(32), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+            text
+        })
 }
 
 /// What tells this version of the app from others: a hash of all that it declares.
@@ -276,15 +339,26 @@ fn build_id(app: &App, routes: &[Route], event_types: &[EventTypeRow]) -> String
     let mut lines: Vec<String> = routes
         .iter()
         .map(|route| {
-            let Route { group, event_type, event_version, retry, timeout, concurrency, .. } = route;
+            let Route {
+                group,
+                event_type,
+                event_version,
+                retry,
+                timeout,
+                concurrency,
+                ..
+            } = route;
             format!(
                 "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency}",
-                route.name(), route.descriptor.trigger_text()
+                route.name(),
+                route.descriptor.trigger_text()
             )
         })
-        .chain(event_types.iter().map(|row| {
-            format!("{}@{} {}", row.event_type, row.version, row.fingerprint)
-        }))
+        .chain(
+            event_types
+                .iter()
+                .map(|row| format!("{}@{} {}", row.event_type, row.version, row.fingerprint)),
+        )
         .collect();
     lines.sort_unstable();
     hash(&format!("{}\n{}", app.name, lines.join("\n")))

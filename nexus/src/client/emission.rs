@@ -23,7 +23,11 @@ impl<'a> Emission<'a> {
         connection: Option<&'a mut PgConnection>,
         outgoing: Result<Outgoing, EncodeError>,
     ) -> Self {
-        Self { client, connection, outgoing }
+        Self {
+            client,
+            connection,
+            outgoing,
+        }
     }
 
     /// Stores the event once per key and namespace within 24 hours: a repetition returns the id of
@@ -73,6 +77,8 @@ impl<'a> IntoFuture for Emission<'a> {
 
 impl fmt::Debug for Emission<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Emission").field("outgoing", &self.outgoing).finish_non_exhaustive()
+        f.debug_struct("Emission")
+            .field("outgoing", &self.outgoing)
+            .finish_non_exhaustive()
     }
 }

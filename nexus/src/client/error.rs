@@ -33,13 +33,17 @@ pub enum EmitError {
     },
     /// The table of a queue was dropped by hand. The next emit outside of your transaction, or the
     /// next start of an app, restores it.
-    #[error("the table of a queue is gone: emit outside of a transaction, or restart an app, to restore it")]
+    #[error(
+        "the table of a queue is gone: emit outside of a transaction, or restart an app, to restore it"
+    )]
     MissingQueue {
         /// What the server reported.
         source: sqlx::Error,
     },
     /// No partition of the log covers the time, because no app has been running for a year.
-    #[error("no partition of core.event_log covers the time: call core.ensure_partitions() or start an app")]
+    #[error(
+        "no partition of core.event_log covers the time: call core.ensure_partitions() or start an app"
+    )]
     MissingPartition {
         /// What the server reported.
         source: sqlx::Error,

@@ -84,7 +84,9 @@ const PLAN_ATTEMPTS: usize = 10;
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("namespace", &self.inner.namespace).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("namespace", &self.inner.namespace)
+            .finish_non_exhaustive()
     }
 }
 
@@ -99,16 +101,32 @@ impl Client {
     /// The database cannot be used, or the namespace cannot name a queue.
     pub async fn connect(database: &Database, namespace: &str) -> Result<Self, ConnectError> {
         let pool = database.pool(4).await?;
-        let mut connection =
-            pool.acquire().await.map_err(|source| database.unusable(source))?;
-        nexus_migrations::verify(&mut connection).await.map_err(ConnectError::Schema)?;
+        let mut connection = pool
+            .acquire()
+            .await
+            .map_err(|source| database.unusable(source))?;
+        nexus_migrations::verify(&mut connection)
+            .await
+            .map_err(ConnectError::Schema)?;
         store::subscriptions::ensure_group(&mut connection, namespace, "default")
             .await
-            .map_err(|source| ConnectError::Namespace { namespace: namespace.to_owned(), source })?;
+            .map_err(|source| ConnectError::Namespace {
+                namespace: namespace.to_owned(),
+                source,
+            })?;
         drop(connection);
         let bell = Bell::start(database.options().clone(), namespace);
-        let producer = format!("client-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        Ok(Self::new(pool, namespace, &producer, Limits::default(), bell))
+        let producer = format!(
+            "client-{}",
+            &uuid::Uuid::new_v4().simple().to_string()[..12]
+        );
+        Ok(Self::new(
+            pool,
+            namespace,
+            &producer,
+            Limits::default(),
+            bell,
+        ))
     }
 
     pub(crate) fn new(
@@ -202,8 +220,10 @@ impl Client {
         &self,
         events: impl IntoIterator<Item = &'a E>,
     ) -> Result<Vec<i64>, EmitError> {
-        let outgoing: Result<Vec<_>, _> =
-            events.into_iter().map(|event| self.outgoing(event)).collect();
+        let outgoing: Result<Vec<_>, _> = events
+            .into_iter()
+            .map(|event| self.outgoing(event))
+            .collect();
         self.store(outgoing?).await
     }
 
@@ -234,7 +254,12 @@ impl Client {
         if events.is_empty() {
             return Ok(Vec::new());
         }
-        let mut connection = self.inner.pool.acquire().await.map_err(EmitError::Connect)?;
+        let mut connection = self
+            .inner
+            .pool
+            .acquire()
+            .await
+            .map_err(EmitError::Connect)?;
         let mut mended = false;
         let stored = loop {
             match self.store_in(&mut connection, events.clone()).await {
@@ -274,7 +299,10 @@ impl Client {
             self.store_chunk(connection, &events, None, &[]).await?
         } else {
             // All or nothing: a key that was used for another event must not leave half behind.
-            let mut tx = connection.begin().await.map_err(|source| EmitError::Append { source })?;
+            let mut tx = connection
+                .begin()
+                .await
+                .map_err(|source| EmitError::Append { source })?;
             let mut all: Option<Stored> = None;
             for chunk in chunks {
                 let stored = self.store_chunk(&mut tx, chunk, None, &[]).await?;
@@ -306,11 +334,22 @@ impl Client {
         completion: Option<Completion<'_>>,
         source: &[Option<i64>],
     ) -> Result<Stored, EmitError> {
-        let Inner { namespace, producer, limits, plan, statements, .. } = &*self.inner;
+        let Inner {
+            namespace,
+            producer,
+            limits,
+            plan,
+            statements,
+            ..
+        } = &*self.inner;
         let emitter = Emitter {
             namespace,
             producer,
-            idempotency_ms: limits.idempotency.as_millis().try_into().unwrap_or(i64::MAX),
+            idempotency_ms: limits
+                .idempotency
+                .as_millis()
+                .try_into()
+                .unwrap_or(i64::MAX),
         };
         for _ in 0..PLAN_ATTEMPTS {
             let in_force = Arc::clone(&plan.read().unwrap_or_else(PoisonError::into_inner));
@@ -331,7 +370,9 @@ impl Client {
             let loaded = Plan::load(connection, namespace)
                 .await
                 .map_err(|source| EmitError::Append { source })?
-                .ok_or_else(|| EmitError::UnknownNamespace { namespace: namespace.clone() })?;
+                .ok_or_else(|| EmitError::UnknownNamespace {
+                    namespace: namespace.clone(),
+                })?;
             *plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
         }
         Err(EmitError::PlanKeepsChanging)
@@ -343,7 +384,12 @@ impl Client {
 fn fold_repeated_keys(events: &mut Vec<Outgoing>) -> Result<Vec<(usize, usize)>, EmitError> {
     use std::collections::HashMap;
 
-    if events.iter().filter(|event| event.idempotency_key.is_some()).count() < 2 {
+    if events
+        .iter()
+        .filter(|event| event.idempotency_key.is_some())
+        .count()
+        < 2
+    {
         return Ok(Vec::new());
     }
     let mut first: HashMap<String, usize> = HashMap::new();

@@ -156,8 +156,9 @@ impl Client {
         let doing = "redrive dead letters";
         let queue = self.queue_of(group).await?;
         let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let count =
-            dead_letters::redrive(&mut connection, &queue, ids).await.map_err(failed(doing))?;
+        let count = dead_letters::redrive(&mut connection, &queue, ids)
+            .await
+            .map_err(failed(doing))?;
         self.wake([queue]);
         Ok(count)
     }
@@ -170,8 +171,9 @@ impl Client {
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, OperateError> {
         let doing = "list subscriptions";
         let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let rows =
-            subscriptions::list(&mut connection, self.namespace()).await.map_err(failed(doing))?;
+        let rows = subscriptions::list(&mut connection, self.namespace())
+            .await
+            .map_err(failed(doing))?;
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
             let waiting = subscriptions::waiting(&mut connection, &row.queue, &row.handler)
@@ -192,8 +194,11 @@ impl Client {
 
     async fn queue_of(&self, group: &str) -> Result<String, OperateError> {
         check_name("group", group)?;
-        let mut connection =
-            self.pool().acquire().await.map_err(failed("look for the group"))?;
+        let mut connection = self
+            .pool()
+            .acquire()
+            .await
+            .map_err(failed("look for the group"))?;
         subscriptions::queue_of(&mut connection, self.namespace(), group)
             .await
             .map_err(failed("look for the group"))?

@@ -42,7 +42,11 @@ impl Tx {
     ) -> sqlx::Result<Self> {
         let begin = AssertSqlSafe(format!("begin; {settings}")).into_sql_str();
         PgTransactionManager::begin(&mut connection, Some(begin)).await?;
-        Ok(Self { connection: Some(connection), client: client.clone(), outgoing: Vec::new() })
+        Ok(Self {
+            connection: Some(connection),
+            client: client.clone(),
+            outgoing: Vec::new(),
+        })
     }
 
     /// Emits an event with this transaction.
@@ -65,8 +69,10 @@ impl Tx {
         &mut self,
         events: impl IntoIterator<Item = &'a E>,
     ) -> Result<(), EncodeError> {
-        let outgoing: Result<Vec<_>, _> =
-            events.into_iter().map(|event| self.client.outgoing(event)).collect();
+        let outgoing: Result<Vec<_>, _> = events
+            .into_iter()
+            .map(|event| self.client.outgoing(event))
+            .collect();
         self.outgoing.extend(outgoing?);
         Ok(())
     }
@@ -109,7 +115,9 @@ impl Tx {
     }
 
     fn connection(&mut self) -> &mut PgConnection {
-        self.connection.as_mut().expect("the connection is taken only when the transaction ends")
+        self.connection
+            .as_mut()
+            .expect("the connection is taken only when the transaction ends")
     }
 }
 
@@ -117,7 +125,9 @@ impl Deref for Tx {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.connection.as_ref().expect("the connection is taken only when the transaction ends")
+        self.connection
+            .as_ref()
+            .expect("the connection is taken only when the transaction ends")
     }
 }
 
@@ -139,6 +149,8 @@ impl Drop for Tx {
 
 impl fmt::Debug for Tx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tx").field("outgoing", &self.outgoing.len()).finish_non_exhaustive()
+        f.debug_struct("Tx")
+            .field("outgoing", &self.outgoing.len())
+            .finish_non_exhaustive()
     }
 }

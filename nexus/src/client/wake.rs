@@ -37,19 +37,31 @@ impl Bell {
     /// inside a tokio runtime.
     pub(crate) fn start(options: PgConnectOptions, namespace: &str) -> Self {
         let inner = Arc::new(Inner::default());
-        tokio::spawn(doorbell(Arc::downgrade(&inner), options, notify::channel(namespace)));
+        tokio::spawn(doorbell(
+            Arc::downgrade(&inner),
+            options,
+            notify::channel(namespace),
+        ));
         Self { inner }
     }
 
     /// What a worker of the queue waits on.
     pub(crate) fn of(&self, queue: &str) -> Arc<Notify> {
-        let mut local = self.inner.local.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut local = self
+            .inner
+            .local
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         Arc::clone(local.entry(queue.to_owned()).or_default())
     }
 
     /// Wakes the queues' workers in this process.
     pub(crate) fn ring_here(&self, queue: &str) {
-        let local = self.inner.local.lock().unwrap_or_else(PoisonError::into_inner);
+        let local = self
+            .inner
+            .local
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(worker) = local.get(queue) {
             worker.notify_one();
         }
@@ -57,7 +69,11 @@ impl Bell {
 
     /// Wakes every worker in this process.
     pub(crate) fn ring_all_here(&self) {
-        let local = self.inner.local.lock().unwrap_or_else(PoisonError::into_inner);
+        let local = self
+            .inner
+            .local
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for worker in local.values() {
             worker.notify_one();
         }
@@ -68,7 +84,11 @@ impl Bell {
         let mut any = false;
         for queue in queues {
             self.ring_here(&queue);
-            self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(queue);
+            self.inner
+                .pending
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(queue);
             any = true;
         }
         if any {

@@ -50,11 +50,18 @@ pub(crate) fn encode<T: Serialize + ?Sized>(
     payload: &T,
     limit: usize,
 ) -> Result<String, EncodeError> {
-    if payload.serialize(OnlyFinite).is_err_and(|found| found.not_finite) {
-        return Err(EncodeError::NotFinite { event_type: event_type.to_owned() });
+    if payload
+        .serialize(OnlyFinite)
+        .is_err_and(|found| found.not_finite)
+    {
+        return Err(EncodeError::NotFinite {
+            event_type: event_type.to_owned(),
+        });
     }
-    let text = serde_json::to_string(payload)
-        .map_err(|source| EncodeError::Serialize { event_type: event_type.to_owned(), source })?;
+    let text = serde_json::to_string(payload).map_err(|source| EncodeError::Serialize {
+        event_type: event_type.to_owned(),
+        source,
+    })?;
     check_text(event_type, &text, limit)?;
     Ok(text)
 }
@@ -69,7 +76,9 @@ pub(crate) fn check_text(event_type: &str, text: &str, limit: usize) -> Result<(
         });
     }
     if has_escaped_nul(text) {
-        return Err(EncodeError::NulCharacter { event_type: event_type.to_owned() });
+        return Err(EncodeError::NulCharacter {
+            event_type: event_type.to_owned(),
+        });
     }
     Ok(())
 }
@@ -78,7 +87,11 @@ pub(crate) fn check_text(event_type: &str, text: &str, limit: usize) -> Result<(
 fn has_escaped_nul(text: &str) -> bool {
     let bytes = text.as_bytes();
     text.match_indices("\\u0000").any(|(at, _)| {
-        let slashes = bytes[..at].iter().rev().take_while(|&&b| b == b'\\').count();
+        let slashes = bytes[..at]
+            .iter()
+            .rev()
+            .take_while(|&&b| b == b'\\')
+            .count();
         slashes % 2 == 0
     })
 }
@@ -110,7 +123,11 @@ impl ser::Error for Stop {
 }
 
 fn finite(is_finite: bool) -> Result<(), Stop> {
-    if is_finite { Ok(()) } else { Err(Stop { not_finite: true }) }
+    if is_finite {
+        Ok(())
+    } else {
+        Err(Stop { not_finite: true })
+    }
 }
 
 macro_rules! accept {
@@ -152,12 +169,7 @@ impl ser::Serializer for OnlyFinite {
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Stop> {
         value.serialize(self)
     }
-    fn serialize_unit_variant(
-        self,
-        _: &'static str,
-        _: u32,
-        _: &'static str,
-    ) -> Result<(), Stop> {
+    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Result<(), Stop> {
         Ok(())
     }
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
@@ -299,7 +311,17 @@ mod tests {
     #[test]
     fn refuses_what_is_over_the_limit() {
         let error = encode("note.taken", &"x".repeat(99), 100).unwrap_err();
-        assert!(matches!(error, EncodeError::TooLarge { bytes: 101, limit: 100, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                EncodeError::TooLarge {
+                    bytes: 101,
+                    limit: 100,
+                    ..
+                }
+            ),
+            "{error}"
+        );
         encode("note.taken", &"x".repeat(98), 100).unwrap();
     }
 }

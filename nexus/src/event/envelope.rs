@@ -196,8 +196,16 @@ impl EnvelopeMeta {
     /// idempotent calls to other systems.
     #[must_use]
     pub fn delivery_key(&self) -> String {
-        let Self { body, headers, group, .. } = self;
-        format!("{}/{}/{group}/{}", body.namespace, headers.event_id, headers.handler)
+        let Self {
+            body,
+            headers,
+            group,
+            ..
+        } = self;
+        format!(
+            "{}/{}/{group}/{}",
+            body.namespace, headers.event_id, headers.handler
+        )
     }
 
     /// Fields of the envelope that nexus does not know, as a foreign program sent them.

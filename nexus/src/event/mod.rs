@@ -16,8 +16,8 @@ pub use encode::EncodeError;
 pub(crate) use encode::encode;
 pub use envelope::{Envelope, EnvelopeMeta, PastError};
 pub(crate) use envelope::{Headers, RawBody};
-pub(crate) use outgoing::{Cause, Outgoing};
 pub use name::{InvalidName, check_event_type, check_name};
+pub(crate) use outgoing::{Cause, Outgoing};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
@@ -61,8 +61,10 @@ pub trait Event: EventPayload {
 
     /// The descriptor that is registered for this type.
     #[doc(hidden)]
-    const DESCRIPTOR: &'static EventDescriptor =
-        &EventDescriptor { meta: Self::META, schema: Self::schema };
+    const DESCRIPTOR: &'static EventDescriptor = &EventDescriptor {
+        meta: Self::META,
+        schema: Self::schema,
+    };
 
     /// The entity this event is about, from `#[event(key = field)]`; stored beside the event.
     fn event_key(&self) -> Option<String> {
@@ -143,7 +145,12 @@ impl Origin {
             end += 1;
         }
         let (crate_name, _) = rust_path.split_at(end);
-        Self { rust_path, crate_name, file, line }
+        Self {
+            rust_path,
+            crate_name,
+            file,
+            line,
+        }
     }
 }
 

@@ -11,7 +11,11 @@ pub struct InvalidName {
 
 impl InvalidName {
     pub(crate) fn new(what: &'static str, name: &str, reason: impl Into<String>) -> Self {
-        Self { what, name: name.to_owned(), reason: reason.into() }
+        Self {
+            what,
+            name: name.to_owned(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -33,7 +37,10 @@ pub fn check_event_type(name: &str) -> Result<(), InvalidName> {
         return refuse("it is longer than 100 bytes");
     }
     let word = |word: &str| {
-        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
     };
     let segment = |segment: &str| {
         segment.starts_with(|c: char| c.is_ascii_lowercase()) && segment.split('_').all(word)
@@ -65,7 +72,9 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), InvalidName> {
         return refuse("it must start with a letter");
     }
     if let Some(other) = name.chars().find(|&c| !allowed(c)) {
-        return refuse(&format!("`{other}` is not allowed; use letters, digits, `_` and `-`"));
+        return refuse(&format!(
+            "`{other}` is not allowed; use letters, digits, `_` and `-`"
+        ));
     }
     if name.replace('-', "_").contains("__") {
         return refuse("`__` separates namespace and group in the names of queues");
@@ -79,14 +88,29 @@ mod tests {
 
     #[test]
     fn accepts_dotted_lower_case_event_types() {
-        for name in ["a", "user.created", "http.server_down.v2", "tick.my_app.clean_up"] {
+        for name in [
+            "a",
+            "user.created",
+            "http.server_down.v2",
+            "tick.my_app.clean_up",
+        ] {
             check_event_type(name).unwrap();
         }
     }
 
     #[test]
     fn refuses_event_types_that_are_not_well_formed() {
-        for name in ["", "User.created", "user..created", "user.", "a__b", "_a", "a_", "1a", "a-b"] {
+        for name in [
+            "",
+            "User.created",
+            "user..created",
+            "user.",
+            "a__b",
+            "_a",
+            "a_",
+            "1a",
+            "a-b",
+        ] {
             assert!(check_event_type(name).is_err(), "{name:?} was accepted");
         }
         assert!(check_event_type(&"a".repeat(101)).is_err());

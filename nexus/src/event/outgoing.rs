@@ -18,7 +18,9 @@ impl Outgoing {
     pub(crate) fn new<E: Event>(event: &E, limit: usize) -> Result<Self, EncodeError> {
         let key = event.event_key();
         if key.as_ref().is_some_and(|key| key.contains('\0')) {
-            return Err(EncodeError::NulCharacter { event_type: E::EVENT_TYPE.to_owned() });
+            return Err(EncodeError::NulCharacter {
+                event_type: E::EVENT_TYPE.to_owned(),
+            });
         }
         Ok(Self {
             event_type: E::EVENT_TYPE.to_owned(),

@@ -11,10 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Error, Result};
-use crate::{
-    client::Client,
-    event::EnvelopeMeta,
-};
+use crate::{client::Client, event::EnvelopeMeta};
 
 /// What a handler may take after its event.
 ///
@@ -50,7 +47,9 @@ pub struct Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("meta", &self.meta).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("meta", &self.meta)
+            .finish_non_exhaustive()
     }
 }
 
@@ -71,7 +70,9 @@ pub struct State<T> {
 
 impl<T> Clone for State<T> {
     fn clone(&self) -> Self {
-        Self { value: Arc::clone(&self.value) }
+        Self {
+            value: Arc::clone(&self.value),
+        }
     }
 }
 
@@ -145,7 +146,9 @@ impl Ctx {
 
 impl FromContext for Ctx {
     fn from_context(context: &Context) -> Result<Self> {
-        Ok(Self { context: context.clone() })
+        Ok(Self {
+            context: context.clone(),
+        })
     }
 }
 
@@ -182,7 +185,10 @@ impl FromContext for Tick {
         let task_id = body
             .scheduled_task_id
             .ok_or_else(|| Error::permanent("this event was not emitted by a scheduled task"))?;
-        Ok(Self { due_at: body.due_at.unwrap_or(body.emitted_at), task_id })
+        Ok(Self {
+            due_at: body.due_at.unwrap_or(body.emitted_at),
+            task_id,
+        })
     }
 
     fn require(requirements: &mut Requirements) {
@@ -199,7 +205,10 @@ pub struct Requirements {
 
 impl Requirements {
     pub(crate) fn new() -> Self {
-        Self { states: Vec::new(), tick: false }
+        Self {
+            states: Vec::new(),
+            tick: false,
+        }
     }
 
     /// `App::state` must have been called with a `T`.

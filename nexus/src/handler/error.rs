@@ -49,22 +49,34 @@ impl Error {
     /// An error after which another attempt is made.
     #[track_caller]
     pub fn retryable(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { kind: Kind::Retryable, source: error.into() }
+        Self {
+            kind: Kind::Retryable,
+            source: error.into(),
+        }
     }
 
     /// An error that no further attempt can mend: the message is dead-lettered at once.
     pub fn permanent(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { kind: Kind::Permanent, source: error.into() }
+        Self {
+            kind: Kind::Permanent,
+            source: error.into(),
+        }
     }
 
     /// Not now: run the handler again after `delay`. Counts as no attempt.
     #[must_use]
     pub fn snooze(delay: Duration) -> Self {
-        Self { kind: Kind::Snooze(delay), source: format!("snoozed for {delay:?}").into() }
+        Self {
+            kind: Kind::Snooze(delay),
+            source: format!("snoozed for {delay:?}").into(),
+        }
     }
 
     pub(crate) fn undecodable(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { kind: Kind::Undecodable, source: error.into() }
+        Self {
+            kind: Kind::Undecodable,
+            source: error.into(),
+        }
     }
 
     /// What is done after this error.
@@ -82,7 +94,10 @@ impl Error {
     /// The same error, but not worth another attempt.
     #[must_use]
     pub fn into_permanent(self) -> Self {
-        Self { kind: Kind::Permanent, ..self }
+        Self {
+            kind: Kind::Permanent,
+            ..self
+        }
     }
 
     /// The error that was given, to downcast it.
@@ -94,7 +109,10 @@ impl Error {
 
 impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for Error {
     fn from(error: E) -> Self {
-        Self { kind: Kind::Retryable, source: error.into() }
+        Self {
+            kind: Kind::Retryable,
+            source: error.into(),
+        }
     }
 }
 
@@ -147,7 +165,10 @@ impl<T, E: Into<Error>> ResultExt<T> for std::result::Result<T, E> {
     }
 
     fn or_snooze(self, delay: Duration) -> Result<T> {
-        self.map_err(|error| Error { kind: Kind::Snooze(delay), ..error.into() })
+        self.map_err(|error| Error {
+            kind: Kind::Snooze(delay),
+            ..error.into()
+        })
     }
 }
 

@@ -55,14 +55,19 @@ impl<E: Event> Input for Batch<E> {
 
     fn take(invocation: &mut Invocation) -> Result<Self> {
         let mut items = Vec::with_capacity(invocation.deliveries.len());
-        for (index, delivery) in std::mem::take(&mut invocation.deliveries).into_iter().enumerate() {
+        for (index, delivery) in std::mem::take(&mut invocation.deliveries)
+            .into_iter()
+            .enumerate()
+        {
             match delivery.decode() {
                 Ok(event) => items.push(Envelope::new(delivery.meta.as_ref().clone(), event)),
                 Err(error) => invocation.rejected.push(Rejected { index, error }),
             }
         }
         if items.is_empty() {
-            return Err(Error::undecodable("no message of the batch could be decoded"));
+            return Err(Error::undecodable(
+                "no message of the batch could be decoded",
+            ));
         }
         Ok(Batch { items })
     }
@@ -141,12 +146,20 @@ impl Invocation {
     ///
     /// If the descriptor does not say that the handler takes one.
     pub fn tx(&mut self) -> &mut Tx {
-        self.tx.as_mut().expect("a descriptor with `uses_tx` is called with a transaction")
+        self.tx
+            .as_mut()
+            .expect("a descriptor with `uses_tx` is called with a transaction")
     }
 
     fn take_single(&mut self) -> Result<Delivery> {
-        debug_assert_eq!(self.deliveries.len(), 1, "a handler of one event gets one message");
-        self.deliveries.pop().ok_or_else(|| Error::undecodable("there is no message"))
+        debug_assert_eq!(
+            self.deliveries.len(),
+            1,
+            "a handler of one event gets one message"
+        );
+        self.deliveries
+            .pop()
+            .ok_or_else(|| Error::undecodable("there is no message"))
     }
 }
 

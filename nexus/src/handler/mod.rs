@@ -10,10 +10,10 @@ mod error;
 mod input;
 mod outcome;
 
+pub use crate::client::Tx;
 pub use context::{Context, Ctx, FromContext, Requirements, State, Tick};
 pub(crate) use context::{Shared, StateMap};
 pub use error::{Error, Kind, Result, ResultExt};
-pub(crate) use input::{Delivery, Rejected};
 pub use input::{Batch, Input, Invocation};
+pub(crate) use input::{Delivery, Rejected};
 pub use outcome::{Emit, IntoOutcome, Outcome};
-pub use crate::client::Tx;

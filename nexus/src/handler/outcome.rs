@@ -62,7 +62,9 @@ impl Success for () {
 
 impl<E: Event> Success for Emit<E> {
     fn into_outcome(self) -> Result<Outcome> {
-        Ok(Outcome { emits: vec![Outgoing::new(&self.0, usize::MAX).map_err(Error::permanent)?] })
+        Ok(Outcome {
+            emits: vec![Outgoing::new(&self.0, usize::MAX).map_err(Error::permanent)?],
+        })
     }
 }
 

@@ -39,12 +39,16 @@ macro_rules! link {
 /// All handlers, each once: a crate that is linked twice (a library and its own unit tests)
 /// brings its descriptors twice.
 pub(crate) fn handlers() -> Vec<&'static HandlerDescriptor> {
-    once_per_origin(HANDLERS.iter().copied(), |handler| (handler.origin, handler.name))
+    once_per_origin(HANDLERS.iter().copied(), |handler| {
+        (handler.origin, handler.name)
+    })
 }
 
 /// All event types, each once.
 pub(crate) fn events() -> Vec<&'static EventDescriptor> {
-    once_per_origin(EVENTS.iter().copied(), |event| (event.meta.origin, event.meta.event_type))
+    once_per_origin(EVENTS.iter().copied(), |event| {
+        (event.meta.origin, event.meta.event_type)
+    })
 }
 
 fn once_per_origin<T: Copy>(

@@ -6,10 +6,10 @@
 mod collect;
 mod validate;
 
-pub(crate) use collect::{events, handlers};
 pub use collect::{EVENTS, HANDLERS};
-pub(crate) use validate::{tick_event_type, validate};
+pub(crate) use collect::{events, handlers};
 pub use validate::{Problem, Problems};
+pub(crate) use validate::{tick_event_type, validate};
 
 use std::time::Duration;
 

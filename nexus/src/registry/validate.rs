@@ -32,7 +32,11 @@ pub struct Problems {
 
 impl Problems {
     pub(crate) fn check(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Self { problems })
+        }
     }
 
     /// One by one.
@@ -53,7 +57,10 @@ impl fmt::Display for Problems {
 
 /// The event type of the ticks of a `#[cron]` function.
 pub(crate) fn tick_event_type(app: &str, handler: &str) -> String {
-    format!("tick.{}.{handler}", app.to_ascii_lowercase().replace('-', "_"))
+    format!(
+        "tick.{}.{handler}",
+        app.to_ascii_lowercase().replace('-', "_")
+    )
 }
 
 /// Checks descriptors against each other and against the registered states.
@@ -92,12 +99,16 @@ pub(crate) fn validate(
         }
         let is_cron = matches!(handler.trigger, Trigger::Cron(_));
         if is_cron && let Err(error) = check_event_type(&tick_event_type(app, handler.name)) {
-            problem(format!("{error}, in {origin}: write `name = \"…\"` in `#[cron]`"));
+            problem(format!(
+                "{error}, in {origin}: write `name = \"…\"` in `#[cron]`"
+            ));
         }
         let mut requirements = Requirements::new();
         (handler.requires)(&mut requirements);
         if requirements.tick && !is_cron {
-            problem(format!("{origin} takes a `Tick`, which only `#[cron]` functions get"));
+            problem(format!(
+                "{origin} takes a `Tick`, which only `#[cron]` functions get"
+            ));
         }
         let mut told = HashSet::new();
         for (type_id, type_name) in requirements.states {

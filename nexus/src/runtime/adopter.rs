@@ -39,7 +39,9 @@ async fn adopt(node: &Node, queue: &str) -> bool {
                 Failure::MissingPartition => {
                     tracing::warn!(%error, "could not adopt, the next maintenance creates the partition");
                 }
-                _ => tracing::warn!(%error, queue, "could not look for messages of foreign programs"),
+                _ => {
+                    tracing::warn!(%error, queue, "could not look for messages of foreign programs")
+                }
             }
             return false;
         }
@@ -47,10 +49,19 @@ async fn adopt(node: &Node, queue: &str) -> bool {
     for message in &adopted {
         match (&message.refused, message.event_id) {
             (Some(reason), _) => {
-                tracing::error!(queue, msg_id = message.msg_id, "dead-lettered a foreign message: {reason}");
+                tracing::error!(
+                    queue,
+                    msg_id = message.msg_id,
+                    "dead-lettered a foreign message: {reason}"
+                );
             }
             (None, event_id) => {
-                tracing::debug!(queue, msg_id = message.msg_id, event_id, "adopted a foreign message");
+                tracing::debug!(
+                    queue,
+                    msg_id = message.msg_id,
+                    event_id,
+                    "adopted a foreign message"
+                );
             }
         }
     }

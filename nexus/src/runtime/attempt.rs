@@ -46,7 +46,12 @@ const DISTURBED_DELAY: Duration = Duration::from_secs(1);
 const MAX_ERROR_BYTES: usize = 2_000;
 
 /// Runs the handler for messages of its route; more than one only for batch handlers.
-pub(crate) async fn run(node: &Node, route: &Arc<Route>, settler: &Settler, messages: Vec<Message>) {
+pub(crate) async fn run(
+    node: &Node,
+    route: &Arc<Route>,
+    settler: &Settler,
+    messages: Vec<Message>,
+) {
     // A batch that fails is split in halves until the bad message is alone.
     let mut waiting = vec![messages];
     while let Some(mut messages) = waiting.pop() {
@@ -82,10 +87,17 @@ pub(crate) async fn run(node: &Node, route: &Arc<Route>, settler: &Settler, mess
                 // The events go with the first message; a batch is completed by one statement.
                 let mut emits = Some(emits);
                 for message in &messages {
-                    settle(message, Verdict::Complete { emits: emits.take().unwrap_or_default() });
+                    settle(
+                        message,
+                        Verdict::Complete {
+                            emits: emits.take().unwrap_or_default(),
+                        },
+                    );
                 }
             }
-            End::Failed(error) if messages.len() > 1 && !matches!(error.kind(), Kind::Snooze(_)) => {
+            End::Failed(error)
+                if messages.len() > 1 && !matches!(error.kind(), Kind::Snooze(_)) =>
+            {
                 tracing::debug!(handler = route.name(), %error, messages = messages.len(), "a batch failed, splitting it");
                 let second = messages.split_off(messages.len() / 2);
                 waiting.push(second);
@@ -97,16 +109,27 @@ pub(crate) async fn run(node: &Node, route: &Arc<Route>, settler: &Settler, mess
                 }
             }
             End::Disturbed(why) => {
-                tracing::warn!(handler = route.name(), "an attempt was disturbed and does not count: {why}");
+                tracing::warn!(
+                    handler = route.name(),
+                    "an attempt was disturbed and does not count: {why}"
+                );
                 for message in &messages {
-                    settle(message, Verdict::Release { delay: DISTURBED_DELAY, failure: None });
+                    settle(
+                        message,
+                        Verdict::Release {
+                            delay: DISTURBED_DELAY,
+                            failure: None,
+                        },
+                    );
                 }
             }
             End::Stolen(stolen) => {
                 add(&route.counts.lost, stolen.len());
                 for message in messages.iter().filter(|m| stolen.contains(&m.lease.msg_id)) {
                     tracing::warn!(
-                        queue = route.queue, handler = route.name(), msg_id = message.lease.msg_id,
+                        queue = route.queue,
+                        handler = route.name(),
+                        msg_id = message.lease.msg_id,
                         "rolled back: the lease was lost and another node has the message, or it is gone"
                     );
                     node.leases.end(&route.queue, &message.lease);
@@ -116,7 +139,13 @@ pub(crate) async fn run(node: &Node, route: &Arc<Route>, settler: &Settler, mess
             }
             End::Aborted => {
                 for message in &messages {
-                    settle(message, Verdict::Release { delay: Duration::ZERO, failure: None });
+                    settle(
+                        message,
+                        Verdict::Release {
+                            delay: Duration::ZERO,
+                            failure: None,
+                        },
+                    );
                 }
             }
         }
@@ -145,16 +174,20 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
             max_attempts: route.retry.max_attempts(),
             lease_lost: first.lease.lost.clone(),
         },
-        deliveries: messages.iter().map(|message| message.delivery.clone()).collect(),
+        deliveries: messages
+            .iter()
+            .map(|message| message.delivery.clone())
+            .collect(),
         rejected: Vec::new(),
         tx,
     };
     let meta = &first.delivery.meta;
     let cause = Cause {
         event_id: meta.event_id(),
-        correlation_id: meta
-            .correlation_id()
-            .map_or_else(|| Some(meta.event_id().to_string()), |id| Some(id.to_owned())),
+        correlation_id: meta.correlation_id().map_or_else(
+            || Some(meta.event_id().to_string()),
+            |id| Some(id.to_owned()),
+        ),
         traceparent: meta.headers.traceparent.clone(),
         tracestate: meta.headers.tracestate.clone(),
     };
@@ -164,7 +197,9 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
         AssertUnwindSafe((route.descriptor.call)(&mut invocation)).catch_unwind(),
     );
     let lost = futures_util::future::select_all(
-        messages.iter().map(|message| Box::pin(message.lease.lost.cancelled())),
+        messages
+            .iter()
+            .map(|message| Box::pin(message.lease.lost.cancelled())),
     );
     let result = tokio::select! {
         result = tokio::time::timeout(route.timeout, handler) => match result {
@@ -240,18 +275,30 @@ async fn commit(
     messages: &[&Message],
     emits: &[crate::event::Outgoing],
 ) -> End {
-    let msg_ids: Vec<i64> = messages.iter().map(|message| message.lease.msg_id).collect();
-    let read_cts: Vec<i32> = messages.iter().map(|message| message.lease.read_ct).collect();
+    let msg_ids: Vec<i64> = messages
+        .iter()
+        .map(|message| message.lease.msg_id)
+        .collect();
+    let read_cts: Vec<i32> = messages
+        .iter()
+        .map(|message| message.lease.read_ct)
+        .collect();
     let mut queues = Vec::new();
     let completed = if emits.is_empty() {
         queue::complete(&mut tx, &route.queue, &msg_ids, &read_cts)
             .await
             .map_err(|source| EmitError::Append { source })
     } else {
-        let completion =
-            Completion { queue: &route.queue, msg_ids: &msg_ids, read_cts: &read_cts };
+        let completion = Completion {
+            queue: &route.queue,
+            msg_ids: &msg_ids,
+            read_cts: &read_cts,
+        };
         let source = vec![None; emits.len()];
-        let stored = node.client.store_chunk(&mut tx, emits, Some(completion), &source).await;
+        let stored = node
+            .client
+            .store_chunk(&mut tx, emits, Some(completion), &source)
+            .await;
         stored.map(|stored| {
             queues.extend(stored.queues);
             stored.completed
@@ -261,7 +308,12 @@ async fn commit(
         Ok(completed) if completed.len() == msg_ids.len() => {}
         Ok(completed) => {
             let _ = tx.rollback().await;
-            return End::Stolen(msg_ids.into_iter().filter(|id| !completed.contains(id)).collect());
+            return End::Stolen(
+                msg_ids
+                    .into_iter()
+                    .filter(|id| !completed.contains(id))
+                    .collect(),
+            );
         }
         Err(EmitError::Append { source } | EmitError::Connect(source))
             if store::classify(&source) == Failure::Transient =>
@@ -294,12 +346,18 @@ async fn commit(
 fn failure(route: &Route, message: &Message, error: &Error) -> Verdict {
     let meta = &message.delivery.meta;
     if let Kind::Snooze(delay) = error.kind() {
-        return Verdict::Release { delay, failure: None };
+        return Verdict::Release {
+            delay,
+            failure: None,
+        };
     }
     let attempts = meta.headers.attempts + 1;
     let mut text = error.to_string();
     if text.len() > MAX_ERROR_BYTES {
-        let end = (0..=MAX_ERROR_BYTES).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        let end = (0..=MAX_ERROR_BYTES)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
         text.truncate(end);
         text.push('…');
     }
@@ -319,13 +377,24 @@ fn failure(route: &Route, message: &Message, error: &Error) -> Verdict {
         _ => {
             let delay = route.retry.jittered_delay_after(attempts, fastrand::f64());
             tracing::warn!(
-                handler = route.name(), event_id = meta.event_id(), attempt = attempts,
-                ?delay, error = text, "attempt failed, trying again later"
+                handler = route.name(),
+                event_id = meta.event_id(),
+                attempt = attempts,
+                ?delay,
+                error = text,
+                "attempt failed, trying again later"
             );
-            return Verdict::Release { delay, failure: Some(failed) };
+            return Verdict::Release {
+                delay,
+                failure: Some(failed),
+            };
         }
     };
-    Verdict::DeadLetter { reason, error: text, failed }
+    Verdict::DeadLetter {
+        reason,
+        error: text,
+        failed,
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

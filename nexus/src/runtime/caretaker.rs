@@ -31,7 +31,10 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
         for name in
             maintenance::drop_expired_partitions(&mut connection, node.settings.retention).await?
         {
-            tracing::info!(partition = name, "dropped a partition of the event log, its retention has passed");
+            tracing::info!(
+                partition = name,
+                "dropped a partition of the event log, its retention has passed"
+            );
         }
     }
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {

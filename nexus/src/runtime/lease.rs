@@ -75,7 +75,10 @@ impl Leases {
             settled: AtomicBool::new(false),
         });
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = held.entry(queue.to_owned()).or_default().insert(msg_id, Arc::clone(&lease));
+        let before = held
+            .entry(queue.to_owned())
+            .or_default()
+            .insert(msg_id, Arc::clone(&lease));
         drop(held);
         // We have claimed a message that an attempt of ours still holds: its lease had ended.
         if let Some(before) = before {
@@ -89,7 +92,10 @@ impl Leases {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(messages) = held.get_mut(queue) {
             // A later claim of the same message holds a lease of its own under the same id.
-            if messages.get(&lease.msg_id).is_some_and(|other| Arc::ptr_eq(other, lease)) {
+            if messages
+                .get(&lease.msg_id)
+                .is_some_and(|other| Arc::ptr_eq(other, lease))
+            {
                 messages.remove(&lease.msg_id);
             }
         }
@@ -106,7 +112,10 @@ impl Leases {
     /// Marks what could not be extended in time as lost.
     fn expire(&self) {
         for (queue, leases) in self.of_queues() {
-            for lease in leases.into_iter().filter(|lease| lease.remaining().is_zero()) {
+            for lease in leases
+                .into_iter()
+                .filter(|lease| lease.remaining().is_zero())
+            {
                 self.lose(&queue, &lease, "its lease could not be extended in time");
             }
         }
@@ -143,13 +152,17 @@ impl Control {
     pub(crate) fn start(duty: Duty) -> std::io::Result<Self> {
         let stop = Arc::new(Notify::new());
         let (done, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let until = Arc::clone(&stop);
-        std::thread::Builder::new().name("nexus-control".to_owned()).spawn(move || {
-            runtime.block_on(control(duty, until));
-            // The receiver is gone if nobody waits for us.
-            let _ = done.send(());
-        })?;
+        std::thread::Builder::new()
+            .name("nexus-control".to_owned())
+            .spawn(move || {
+                runtime.block_on(control(duty, until));
+                // The receiver is gone if nobody waits for us.
+                let _ = done.send(());
+            })?;
         Ok(Self { stop, stopped })
     }
 
@@ -198,15 +211,16 @@ async fn round(duty: &Duty, connection: &mut Option<PgConnection>) -> sqlx::Resu
         let sent_at = Instant::now();
         let msg_ids: Vec<i64> = leases.iter().map(|lease| lease.msg_id).collect();
         let read_cts: Vec<i32> = leases.iter().map(|lease| lease.read_ct).collect();
-        let extended =
-            match queue::extend(connection, &queue, &msg_ids, &read_cts, duty.lease).await {
-                Ok(extended) => extended,
-                // The worker reports a queue that is gone and restores it.
-                Err(error) if crate::store::classify(&error) == crate::store::Failure::MissingTable => {
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+        let extended = match queue::extend(connection, &queue, &msg_ids, &read_cts, duty.lease)
+            .await
+        {
+            Ok(extended) => extended,
+            // The worker reports a queue that is gone and restores it.
+            Err(error) if crate::store::classify(&error) == crate::store::Failure::MissingTable => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let mut skipped: Vec<&Arc<Lease>> = Vec::new();
         for lease in &leases {
             if extended.contains(&lease.msg_id) {
@@ -222,14 +236,21 @@ async fn round(duty: &Duty, connection: &mut Option<PgConnection>) -> sqlx::Resu
         let msg_ids: Vec<i64> = skipped.iter().map(|lease| lease.msg_id).collect();
         let read_cts: Vec<i32> = skipped.iter().map(|lease| lease.read_ct).collect();
         let lost = queue::lost(connection, &queue, &msg_ids, &read_cts).await?;
-        for lease in skipped.into_iter().filter(|lease| lost.contains(&lease.msg_id)) {
-            duty.leases.lose(&queue, lease, "another node has claimed it, or it is gone");
+        for lease in skipped
+            .into_iter()
+            .filter(|lease| lost.contains(&lease.msg_id))
+        {
+            duty.leases
+                .lose(&queue, lease, "another node has claimed it, or it is gone");
         }
     }
     match nodes::beat(connection, &duty.node.id, duty.epoch).await? {
         Beat::Alive => {}
         Beat::Forgotten => {
-            tracing::warn!(node = duty.node.id, "the node was taken for dead, registering again");
+            tracing::warn!(
+                node = duty.node.id,
+                "the node was taken for dead, registering again"
+            );
             nodes::restore(connection, &duty.node, duty.epoch).await?;
         }
         Beat::Fenced => {

@@ -29,9 +29,14 @@ pub(crate) async fn run(node: Arc<Node>) {
 
 async fn listen(node: &Node) -> sqlx::Result<()> {
     // A connection of its own: it waits forever, which no connection of the handlers' pool should.
-    let pool = PgPoolOptions::new().max_connections(1).connect_with(node.options.clone()).await?;
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with(node.options.clone())
+        .await?;
     let mut listener = PgListener::connect_with(&pool).await?;
-    listener.listen(&notify::channel(&node.row.namespace)).await?;
+    listener
+        .listen(&notify::channel(&node.row.namespace))
+        .await?;
     loop {
         match listener.try_recv().await? {
             Some(ring) => node.client.bell().ring_here(ring.payload()),

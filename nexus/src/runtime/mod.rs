@@ -33,8 +33,7 @@ use tokio::sync::RwLock;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    client::Client, handler::Shared, registry::HandlerDescriptor, retry::RetryPolicy,
-    store::nodes,
+    client::Client, handler::Shared, registry::HandlerDescriptor, retry::RetryPolicy, store::nodes,
 };
 
 pub(crate) use lease::{Control, Duty, Leases};
@@ -124,7 +123,10 @@ pub(crate) fn start(
     let routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();
     let mut by_queue: BTreeMap<String, Vec<Arc<Route>>> = BTreeMap::new();
     for route in &routes {
-        by_queue.entry(route.queue.clone()).or_default().push(Arc::clone(route));
+        by_queue
+            .entry(route.queue.clone())
+            .or_default()
+            .push(Arc::clone(route));
     }
     let (workers, services, settlers) =
         (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
@@ -144,18 +146,35 @@ pub(crate) fn start(
     for tracker in [&workers, &services, &settlers] {
         tracker.close();
     }
-    Running { node, routes, control, workers, services, settlers }
+    Running {
+        node,
+        routes,
+        control,
+        workers,
+        services,
+        settlers,
+    }
 }
 
 impl Running {
     /// Takes no new work, lets what runs finish for as long as the shutdown timeout allows, gives
     /// back the rest, and forgets the node.
     pub(crate) async fn shutdown(self) {
-        let Self { node, control, workers, services, settlers, .. } = self;
+        let Self {
+            node,
+            control,
+            workers,
+            services,
+            settlers,
+            ..
+        } = self;
         node.stop.cancel();
         let timeout = node.settings.shutdown_timeout;
         if tokio::time::timeout(timeout, workers.wait()).await.is_err() {
-            tracing::warn!(?timeout, "handlers still run after the shutdown timeout, giving their messages back");
+            tracing::warn!(
+                ?timeout,
+                "handlers still run after the shutdown timeout, giving their messages back"
+            );
             node.abort.cancel();
             workers.wait().await;
         }

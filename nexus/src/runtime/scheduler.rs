@@ -79,7 +79,9 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
 /// The due time to fire for, if there is one, and the one after it.
 fn times(task: &Due) -> Result<(Option<Timestamp>, Timestamp), ScheduleError> {
     let schedule = Schedule::parse(&task.expression, task.time_zone.as_deref())?;
-    let Some(at) = task.at else { return Ok((None, schedule.next_after(task.now)?)) };
+    let Some(at) = task.at else {
+        return Ok((None, schedule.next_after(task.now)?));
+    };
     let due_at = if task.now.duration_since(at) > GRACE {
         schedule.latest_due(at, task.now)
     } else {

@@ -22,9 +22,16 @@ pub(crate) enum Verdict {
     /// Done; these events are stored with the completion.
     Complete { emits: Vec<Outgoing> },
     /// Back to the queue.
-    Release { delay: Duration, failure: Option<Failed> },
+    Release {
+        delay: Duration,
+        failure: Option<Failed>,
+    },
     /// Not to be tried again by itself.
-    DeadLetter { reason: &'static str, error: String, failed: Failed },
+    DeadLetter {
+        reason: &'static str,
+        error: String,
+        failed: Failed,
+    },
 }
 
 /// The attempts so far, with the one that has just failed.
@@ -51,7 +58,11 @@ pub(crate) struct Settler {
 impl Settler {
     pub(crate) fn settle(&self, lease: Arc<Lease>, route: Arc<Route>, verdict: Verdict) {
         // The settler ends only after the last sender is gone.
-        let _ = self.sender.send(Settlement { lease, route, verdict });
+        let _ = self.sender.send(Settlement {
+            lease,
+            route,
+            verdict,
+        });
     }
 }
 
@@ -104,7 +115,10 @@ async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
         match operation().await {
             Ok(done) => return Ok(Some(done)),
             Err(error) if may_pass(&error) => {
-                if settlements.iter().all(|settlement| settlement.lease.remaining().is_zero()) {
+                if settlements
+                    .iter()
+                    .all(|settlement| settlement.lease.remaining().is_zero())
+                {
                     tracing::error!(
                         %error, queue, messages = settlements.len(),
                         "could not {what} before the leases ended, the messages will be delivered again"
@@ -134,14 +148,23 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
             events.extend(emits.iter().cloned());
         }
     }
-    let completion = Completion { queue, msg_ids: &msg_ids, read_cts: &read_cts };
+    let completion = Completion {
+        queue,
+        msg_ids: &msg_ids,
+        read_cts: &read_cts,
+    };
     let transient = |error: &EmitError| match error {
         EmitError::Append { source } | EmitError::Connect(source) => may_pass(source),
         _ => false,
     };
     let (events, source, msg_ids, read_cts) = (&events, &source, &msg_ids, &read_cts);
     let stored = insist("complete", queue, &settlements, transient, || async move {
-        let mut connection = node.client.pool().acquire().await.map_err(EmitError::Connect)?;
+        let mut connection = node
+            .client
+            .pool()
+            .acquire()
+            .await
+            .map_err(EmitError::Connect)?;
         if events.is_empty() {
             let done = queue::complete(&mut connection, queue, msg_ids, read_cts).await;
             return done
@@ -167,7 +190,9 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
                 node.leases.end(queue, &settlement.lease);
             }
         }
-        Ok(None) => settlements.iter().for_each(|s| node.leases.end(queue, &s.lease)),
+        Ok(None) => settlements
+            .iter()
+            .for_each(|s| node.leases.end(queue, &s.lease)),
         // One of the events cannot be stored. Alone, each shows whether it is the one.
         Err(error) if settlements.len() > 1 => {
             tracing::warn!(%error, queue, "could not complete together, completing one by one");
@@ -177,10 +202,23 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         }
         Err(error) => {
             for settlement in settlements {
-                let Verdict::Complete { .. } = settlement.verdict else { continue };
+                let Verdict::Complete { .. } = settlement.verdict else {
+                    continue;
+                };
                 tracing::error!(%error, queue, msg_id = settlement.lease.msg_id, "could not complete, trying again later");
-                let verdict = Verdict::Release { delay: Duration::from_secs(5), failure: None };
-                release(node, queue, vec![Settlement { verdict, ..settlement }]).await;
+                let verdict = Verdict::Release {
+                    delay: Duration::from_secs(5),
+                    failure: None,
+                };
+                release(
+                    node,
+                    queue,
+                    vec![Settlement {
+                        verdict,
+                        ..settlement
+                    }],
+                )
+                .await;
             }
         }
     }
@@ -201,10 +239,16 @@ async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
             _ => None,
         })
         .collect();
-    let stored = insist("give messages back", queue, &settlements, may_pass, || async {
-        let mut connection = node.client.pool().acquire().await?;
-        queue::release(&mut connection, queue, &rows).await
-    })
+    let stored = insist(
+        "give messages back",
+        queue,
+        &settlements,
+        may_pass,
+        || async {
+            let mut connection = node.client.pool().acquire().await?;
+            queue::release(&mut connection, queue, &rows).await
+        },
+    )
     .await;
     let released = match stored {
         Ok(released) => released.unwrap_or_default(),
@@ -230,7 +274,14 @@ async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
 }
 
 async fn bury(node: &Node, queue: &str, settlement: Settlement) {
-    let Verdict::DeadLetter { reason, error, failed } = &settlement.verdict else { return };
+    let Verdict::DeadLetter {
+        reason,
+        error,
+        failed,
+    } = &settlement.verdict
+    else {
+        return;
+    };
     let burial = Burial {
         msg_id: settlement.lease.msg_id,
         read_ct: settlement.lease.read_ct,
@@ -248,8 +299,12 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
     match stored {
         Ok(Some(true)) => {
             tracing::error!(
-                queue, handler = settlement.route.name(), msg_id = settlement.lease.msg_id,
-                attempts = failed.attempts, error, "dead-lettered: {reason}"
+                queue,
+                handler = settlement.route.name(),
+                msg_id = settlement.lease.msg_id,
+                attempts = failed.attempts,
+                error,
+                "dead-lettered: {reason}"
             );
             add(&settlement.route.counts.dead_lettered, 1);
         }
@@ -265,7 +320,9 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
 fn report_lost(queue: &str, settlement: &Settlement) {
     add(&settlement.route.counts.lost, 1);
     tracing::warn!(
-        queue, handler = settlement.route.name(), msg_id = settlement.lease.msg_id,
+        queue,
+        handler = settlement.route.name(),
+        msg_id = settlement.lease.msg_id,
         "a verdict was refused: the lease was lost and another node has the message, or it is gone"
     );
 }

@@ -51,6 +51,8 @@ struct Lane {
     prefetch: usize,
     not_before_micros: i64,
     filled_at: Instant,
+    /// The last claim brought all that was asked for.
+    has_more: bool,
 }
 
 /// A claimed message. The guard keeps messages that may kill the process from running beside it.
@@ -61,7 +63,11 @@ struct Held {
 
 impl Lane {
     fn new(route: Arc<Route>, batch_size: usize) -> Self {
-        let prefetch = if route.descriptor.batch { batch_size } else { route.concurrency };
+        let prefetch = if route.descriptor.batch {
+            batch_size
+        } else {
+            route.concurrency
+        };
         Self {
             route,
             buffer: VecDeque::new(),
@@ -69,12 +75,17 @@ impl Lane {
             prefetch,
             not_before_micros: 0,
             filled_at: Instant::now(),
+            has_more: false,
         }
     }
 
     /// How many messages to ask for.
     fn room(&self, batch_size: usize) -> usize {
-        let per_call = if self.route.descriptor.batch { batch_size } else { 1 };
+        let per_call = if self.route.descriptor.batch {
+            batch_size
+        } else {
+            1
+        };
         let running = self.running * per_call;
         let wanted = (self.route.concurrency * per_call).saturating_sub(running) + self.prefetch;
         // A handler that is busy with all its slots asks again only when half its buffer is gone.
@@ -91,33 +102,49 @@ impl Lane {
 pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>, settler: Settler) {
     let bell = node.client.bell().of(&queue);
     let batch_size = node.settings.batch_size;
-    let mut lanes: Vec<Lane> =
-        routes.into_iter().map(|route| Lane::new(route, batch_size)).collect();
+    let mut lanes: Vec<Lane> = routes
+        .into_iter()
+        .map(|route| Lane::new(route, batch_size))
+        .collect();
     let (finished, mut ends) = mpsc::unbounded_channel::<usize>();
-    let mut claimer = Claimer { node: Arc::clone(&node), queue: queue.clone(), connection: None };
+    let mut claimer = Claimer {
+        node: Arc::clone(&node),
+        queue: queue.clone(),
+        connection: None,
+    };
     let mut poll = SHORTEST_POLL;
+    let mut next_poll = Instant::now();
     let mut swept_at: Option<Instant> = None;
-    let mut claim_now = true;
 
     while !node.stop.is_cancelled() {
         start_attempts(&node, &mut lanes, &settler, &finished);
         let rooms: Vec<usize> = lanes.iter().map(|lane| lane.room(batch_size)).collect();
         let has_room = rooms.iter().any(|&room| room > 0);
-        if claim_now && has_room {
+        // A lane that has made room and probably has more waiting does not wait for the poll.
+        let is_hungry = lanes
+            .iter()
+            .zip(&rooms)
+            .any(|(lane, &room)| room > 0 && lane.has_more);
+        if has_room && (is_hungry || Instant::now() >= next_poll) {
             let sweep = swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
             // Not to be cancelled: what the server has given to us must be given back by us.
-            let Some(count) = claimer.fill(&mut lanes, &rooms, sweep, &settler).await else {
-                claim_now = false;
-                poll = node.settings.idle_poll;
+            let Some(any) = claimer.fill(&mut lanes, &rooms, sweep, &settler).await else {
+                tokio::select! {
+                    () = tokio::time::sleep(node.settings.idle_poll) => {}
+                    () = node.stop.cancelled() => {}
+                }
                 continue;
             };
             if sweep {
                 swept_at = Some(Instant::now());
                 claimer.run_suspect(&lanes, &settler).await;
             }
-            // A lane that got all it asked for probably has more waiting.
-            claim_now = count.filled;
-            poll = if count.any { SHORTEST_POLL } else { (poll * 2).min(node.settings.idle_poll) };
+            poll = if any {
+                SHORTEST_POLL
+            } else {
+                (poll * 2).min(node.settings.idle_poll)
+            };
+            next_poll = Instant::now() + poll;
             continue;
         }
         tokio::select! {
@@ -126,14 +153,12 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
                 while let Ok(lane) = ends.try_recv() {
                     lanes[lane].running -= 1;
                 }
-                // Messages that waited for room are claimed now; an empty queue is only polled.
-                claim_now |= !has_room;
             }
-            () = bell.notified(), if has_room => {
-                claim_now = true;
+            () = bell.notified() => {
                 poll = SHORTEST_POLL;
+                next_poll = Instant::now();
             }
-            () = tokio::time::sleep(poll), if has_room => claim_now = true,
+            () = tokio::time::sleep_until(next_poll.into()), if has_room => {}
             () = node.stop.cancelled() => {}
         }
     }
@@ -158,7 +183,11 @@ fn start_attempts(
 ) {
     let shortest_lease = node.settings.lease / 3;
     for (index, lane) in lanes.iter_mut().enumerate() {
-        let size = if lane.route.descriptor.batch { node.settings.batch_size } else { 1 };
+        let size = if lane.route.descriptor.batch {
+            node.settings.batch_size
+        } else {
+            1
+        };
         while lane.running < lane.route.concurrency && !lane.buffer.is_empty() {
             let count = size.min(lane.buffer.len());
             let mut messages = Vec::with_capacity(count);
@@ -192,15 +221,11 @@ fn start_attempts(
 }
 
 fn give_back(settler: &Settler, route: &Arc<Route>, message: &Message) {
-    let verdict = Verdict::Release { delay: Duration::ZERO, failure: None };
+    let verdict = Verdict::Release {
+        delay: Duration::ZERO,
+        failure: None,
+    };
     settler.settle(Arc::clone(&message.lease), Arc::clone(route), verdict);
-}
-
-/// What a claim brought.
-struct Count {
-    any: bool,
-    /// A lane got all it asked for.
-    filled: bool,
 }
 
 /// The worker's connection for claims: one of its own, so that handlers which hold every connection
@@ -212,14 +237,15 @@ struct Claimer {
 }
 
 impl Claimer {
-    /// Claims messages into the lanes' buffers; `None` after an error, which was reported.
+    /// Claims messages into the lanes' buffers and returns whether there were any; `None` after an
+    /// error, which was reported.
     async fn fill(
         &mut self,
         lanes: &mut [Lane],
         rooms: &[usize],
         sweep: bool,
         settler: &Settler,
-    ) -> Option<Count> {
+    ) -> Option<bool> {
         // Waits while a message that may kill this process runs.
         let guard = tokio::select! {
             guard = Arc::clone(&self.node.isolation).read_owned() => Arc::new(guard),
@@ -243,20 +269,30 @@ impl Claimer {
             };
             counts[index] += 1;
             newest[index] = newest[index].max(message.1);
-            lanes[index].buffer.push_back(Held { message: message.0, guard: Arc::clone(&guard) });
+            lanes[index].buffer.push_back(Held {
+                message: message.0,
+                guard: Arc::clone(&guard),
+            });
         }
-        let mut filled = false;
-        for (index, lane) in lanes.iter_mut().enumerate().filter(|(index, _)| rooms[*index] > 0) {
+        for (index, lane) in lanes
+            .iter_mut()
+            .enumerate()
+            .filter(|(index, _)| rooms[*index] > 0)
+        {
             let full = counts[index] >= rooms[index];
-            filled |= full;
+            lane.has_more = full;
             lane.adapt(full, rooms[index], self.node.settings.batch_size);
             if sweep && claims.at_micros > 0 {
                 // Everything that was due is claimed, or everything older than the newest claimed.
-                let seen = if full { newest[index] } else { claims.at_micros };
+                let seen = if full {
+                    newest[index]
+                } else {
+                    claims.at_micros
+                };
                 lane.not_before_micros = seen.saturating_sub(LATE_SENDERS_MICROS).max(0);
             }
         }
-        Some(Count { any, filled })
+        Some(any)
     }
 
     /// Runs one message that has lost its lease before, with nothing beside it in this process.
@@ -271,13 +307,16 @@ impl Claimer {
             () = node.stop.cancelled() => return,
         };
         let sent_at = Instant::now();
-        let Some(claims) = self.claim(&wants, Which::Suspect).await else { return };
+        let Some(claims) = self.claim(&wants, Which::Suspect).await else {
+            return;
+        };
         for claimed in claims.messages {
             let deadline = sent_at + node.settings.lease;
             if let Some((index, (message, _))) = self.take_in(lanes, claimed, deadline, settler) {
                 let route = &lanes[index].route;
                 tracing::warn!(
-                    handler = route.name(), msg_id = message.lease.msg_id,
+                    handler = route.name(),
+                    msg_id = message.lease.msg_id,
                     abandoned = message.delivery.meta.headers.abandoned,
                     "running a message alone, because it lost its lease repeatedly"
                 );
@@ -288,7 +327,9 @@ impl Claimer {
 
     async fn has_suspect(&mut self, wants: &[Want]) -> bool {
         let queue = self.queue.clone();
-        let Some(connection) = self.connect().await else { return false };
+        let Some(connection) = self.connect().await else {
+            return false;
+        };
         match queue::has_suspect(connection, &queue, wants).await {
             Ok(found) => found,
             Err(error) => {
@@ -319,7 +360,11 @@ impl Claimer {
                 && version.is_none_or(|version| lane.route.event_version == version)
         });
         let Some(index) = lane else {
-            tracing::error!(queue = self.queue, msg_id = claimed.msg_id, "claimed a message of no handler of this node, its lease will end");
+            tracing::error!(
+                queue = self.queue,
+                msg_id = claimed.msg_id,
+                "claimed a message of no handler of this node, its lease will end"
+            );
             leases.end(&self.queue, &lease);
             return None;
         };
@@ -329,14 +374,23 @@ impl Claimer {
             settler.settle(
                 Arc::clone(&lease),
                 Arc::clone(route),
-                Verdict::DeadLetter { reason, error, failed },
+                Verdict::DeadLetter {
+                    reason,
+                    error,
+                    failed,
+                },
             );
             None
         };
         let headers = match headers {
             Ok(headers) => headers,
             Err(error) => {
-                return refuse("Malformed message", format!("the headers cannot be read: {error}"), 0, Vec::new());
+                return refuse(
+                    "Malformed message",
+                    format!("the headers cannot be read: {error}"),
+                    0,
+                    Vec::new(),
+                );
             }
         };
         let (attempts, errors) = (headers.attempts, headers.errors.clone());
@@ -348,18 +402,27 @@ impl Claimer {
             return refuse("Abandoned", error, attempts, errors);
         }
         let Some(body) = claimed.body else {
-            let error = format!("the message is larger than {} bytes", self.node.settings.max_body_bytes);
+            let error = format!(
+                "the message is larger than {} bytes",
+                self.node.settings.max_body_bytes
+            );
             return refuse("Too large", error, attempts, errors);
         };
         let raw = match serde_json::from_str::<RawBody<'_>>(&body) {
             Ok(raw) => raw,
             Err(error) => {
-                return refuse("Malformed message", format!("the body is no envelope: {error}"), attempts, errors);
+                return refuse(
+                    "Malformed message",
+                    format!("the body is no envelope: {error}"),
+                    attempts,
+                    errors,
+                );
             }
         };
         if raw.body.event_type != route.event_type {
             let error = format!(
-                "the message is a `{}`, the handler takes `{}`", raw.body.event_type, route.event_type
+                "the message is a `{}`, the handler takes `{}`",
+                raw.body.event_type, route.event_type
             );
             return refuse("Undecodable payload", error, attempts, errors);
         }
@@ -371,8 +434,14 @@ impl Claimer {
             message_id: claimed.msg_id,
             read_count: claimed.read_ct,
         };
-        let delivery = Delivery { meta: Arc::new(meta), payload };
-        Some((index, (Message { delivery, lease }, claimed.enqueued_at_micros)))
+        let delivery = Delivery {
+            meta: Arc::new(meta),
+            payload,
+        };
+        Some((
+            index,
+            (Message { delivery, lease }, claimed.enqueued_at_micros),
+        ))
     }
 
     async fn claim(&mut self, wants: &[Want], which: Which) -> Option<Claims> {

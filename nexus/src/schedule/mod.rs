@@ -19,7 +19,10 @@ pub(crate) enum ScheduleError {
     #[error("cron expression `{expression}` is not valid: {reason}")]
     Expression { expression: String, reason: String },
     #[error("time zone `{time_zone}` is not known")]
-    TimeZone { time_zone: String, source: jiff::Error },
+    TimeZone {
+        time_zone: String,
+        source: jiff::Error,
+    },
     #[error("cron expression `{expression}` never comes due again")]
     Never { expression: String },
 }
@@ -52,7 +55,9 @@ impl Schedule {
         self.cron
             .find_next_occurrence(&after, false)
             .map(|next| next.timestamp())
-            .map_err(|_| ScheduleError::Never { expression: self.cron.as_str().to_owned() })
+            .map_err(|_| ScheduleError::Never {
+                expression: self.cron.as_str().to_owned(),
+            })
     }
 
     /// The last due time at or before `now`, starting from a due time `from` that has passed.
@@ -78,15 +83,24 @@ mod tests {
     #[test]
     fn counts_in_the_zone_of_the_task() {
         let schedule = Schedule::parse("30 9 * * *", Some("Europe/Berlin")).unwrap();
-        assert_eq!(schedule.next_after(at("2026-07-01T00:00:00Z")).unwrap(), at("2026-07-01T07:30:00Z"));
-        assert_eq!(schedule.next_after(at("2026-12-01T00:00:00Z")).unwrap(), at("2026-12-01T08:30:00Z"));
+        assert_eq!(
+            schedule.next_after(at("2026-07-01T00:00:00Z")).unwrap(),
+            at("2026-07-01T07:30:00Z")
+        );
+        assert_eq!(
+            schedule.next_after(at("2026-12-01T00:00:00Z")).unwrap(),
+            at("2026-12-01T08:30:00Z")
+        );
     }
 
     #[test]
     fn takes_five_fields_six_fields_and_names() {
         let next = |expression: &str| {
             let schedule = Schedule::parse(expression, None).unwrap();
-            schedule.next_after(at("2026-01-01T00:00:00Z")).unwrap().to_string()
+            schedule
+                .next_after(at("2026-01-01T00:00:00Z"))
+                .unwrap()
+                .to_string()
         };
         assert_eq!(next("*/5 * * * *"), "2026-01-01T00:05:00Z");
         assert_eq!(next("*/10 * * * * *"), "2026-01-01T00:00:10Z");

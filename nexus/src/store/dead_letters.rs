@@ -60,7 +60,9 @@ pub(crate) async fn redrive(
         letters = table(&format!("{queue}_dlq")),
         queue = table(queue),
     );
-    let done =
-        sqlx::query(AssertSqlSafe(text).into_sql_str()).bind(msg_ids).execute(connection).await?;
+    let done = sqlx::query(AssertSqlSafe(text).into_sql_str())
+        .bind(msg_ids)
+        .execute(connection)
+        .await?;
     Ok(done.rows_affected())
 }

@@ -20,7 +20,10 @@ pub(crate) struct Plan {
 impl Plan {
     /// What a client starts with: its first emit loads the plan.
     pub(crate) fn never_in_force() -> Self {
-        Self { version: -1, queues: HashMap::new() }
+        Self {
+            version: -1,
+            queues: HashMap::new(),
+        }
     }
 
     /// The plan that is in force, or `None` if the namespace is not known.
@@ -39,12 +42,18 @@ impl Plan {
         .bind(namespace)
         .fetch_all(connection)
         .await?;
-        let Some(first) = rows.first() else { return Ok(None) };
-        let mut plan = Self { version: first.get(0), queues: HashMap::new() };
+        let Some(first) = rows.first() else {
+            return Ok(None);
+        };
+        let mut plan = Self {
+            version: first.get(0),
+            queues: HashMap::new(),
+        };
         for row in &rows {
-            if let (Some(event_type), Some(queue)) =
-                (row.get::<Option<String>, _>(1), row.get::<Option<String>, _>(2))
-            {
+            if let (Some(event_type), Some(queue)) = (
+                row.get::<Option<String>, _>(1),
+                row.get::<Option<String>, _>(2),
+            ) {
                 plan.queues.entry(event_type).or_default().insert(queue);
             }
         }
@@ -130,10 +139,18 @@ pub(crate) async fn emit(
     let column = |get: fn(&Outgoing) -> Option<&str>| -> Vec<Option<&str>> {
         events.iter().map(get).collect()
     };
-    let types: Vec<&str> = events.iter().map(|event| event.event_type.as_str()).collect();
-    let versions: Vec<i32> =
-        events.iter().map(|event| i32::try_from(event.event_version).unwrap_or(i32::MAX)).collect();
-    let payloads: Vec<JsonText<'_>> = events.iter().map(|event| JsonText(&event.payload)).collect();
+    let types: Vec<&str> = events
+        .iter()
+        .map(|event| event.event_type.as_str())
+        .collect();
+    let versions: Vec<i32> = events
+        .iter()
+        .map(|event| i32::try_from(event.event_version).unwrap_or(i32::MAX))
+        .collect();
+    let payloads: Vec<JsonText<'_>> = events
+        .iter()
+        .map(|event| JsonText(&event.payload))
+        .collect();
     let mut query = sqlx::query(AssertSqlSafe(&*text).into_sql_str())
         .bind(emitter.namespace)
         .bind(plan.version)
@@ -147,7 +164,10 @@ pub(crate) async fn emit(
         .bind(column(|event| event.traceparent.as_deref()))
         .bind(column(|event| event.tracestate.as_deref()));
     if let Some(completion) = completion {
-        query = query.bind(source).bind(completion.msg_ids).bind(completion.read_cts);
+        query = query
+            .bind(source)
+            .bind(completion.msg_ids)
+            .bind(completion.read_cts);
     }
     if shape.keyed {
         query = query
@@ -192,7 +212,11 @@ impl Shape {
              )"
             .to_owned(),
         ];
-        steps.extend(self.completes.as_ref().map(|queue| complete_step(queue, &parameters)));
+        steps.extend(
+            self.completes
+                .as_ref()
+                .map(|queue| complete_step(queue, &parameters)),
+        );
         steps.push(self.events_step(&parameters));
         if self.keyed {
             steps.push(keys_step(&parameters));
@@ -207,7 +231,12 @@ impl Shape {
         if !self.targets.is_empty() {
             steps.push(bodies_step(new_events));
         }
-        steps.extend(self.targets.iter().enumerate().map(|(index, queue)| queue_step(index, queue)));
+        steps.extend(
+            self.targets
+                .iter()
+                .enumerate()
+                .map(|(index, queue)| queue_step(index, queue)),
+        );
 
         let (event_ids, conflict) = if self.keyed {
             (
@@ -217,7 +246,10 @@ impl Shape {
                   where k.fingerprint <> core.event_fingerprint(e.event_type, e.payload))",
             )
         } else {
-            ("(select array_agg(e.event_id order by e.n) from e)", "null::text")
+            (
+                "(select array_agg(e.event_id order by e.n) from e)",
+                "null::text",
+            )
         };
         let completed = if self.completes.is_some() {
             "array(select msg_id from d)"
@@ -285,7 +317,12 @@ struct Parameters {
     period: String,
 }
 
-fn complete_step(queue: &str, Parameters { msg_ids, read_cts, .. }: &Parameters) -> String {
+fn complete_step(
+    queue: &str,
+    Parameters {
+        msg_ids, read_cts, ..
+    }: &Parameters,
+) -> String {
     format!(
         "d as (
              delete from {table} q

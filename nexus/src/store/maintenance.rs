@@ -8,12 +8,19 @@ use super::micros;
 
 /// Partitions ahead, subscriptions settled, expired rows forgotten; see `core.maintain`.
 pub(crate) async fn maintain(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<()> {
-    sqlx::query("select core.maintain($1)").bind(namespace).execute(connection).await.map(drop)
+    sqlx::query("select core.maintain($1)")
+        .bind(namespace)
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Creates missing partitions of the log.
 pub(crate) async fn ensure_partitions(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query("select core.ensure_partitions()").execute(connection).await.map(drop)
+    sqlx::query("select core.ensure_partitions()")
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Drops the partitions that ended longer ago than the retention, while emits go on. Returns their
@@ -32,9 +39,13 @@ pub(crate) async fn drop_expired_partitions(
     }
     // Detaching waits for every transaction that has used the log. It must not keep the caretaker
     // from its other work; what it leaves half done is finalized the next time.
-    sqlx::query("select set_config('lock_timeout', '5s', false)").execute(&mut *connection).await?;
+    sqlx::query("select set_config('lock_timeout', '5s', false)")
+        .execute(&mut *connection)
+        .await?;
     let dropped = drop_expired(connection, retention).await;
-    sqlx::raw_sql("reset lock_timeout").execute(&mut *connection).await?;
+    sqlx::raw_sql("reset lock_timeout")
+        .execute(&mut *connection)
+        .await?;
     sqlx::query("select pg_advisory_unlock(hashtextextended('nexus: drop partitions', 0))")
         .execute(connection)
         .await?;
@@ -64,7 +75,9 @@ async fn drop_expired(
             _ => vec![mark, format!("{detach} concurrently"), drop],
         };
         for step in steps {
-            sqlx::raw_sql(AssertSqlSafe(step).into_sql_str()).execute(&mut *connection).await?;
+            sqlx::raw_sql(AssertSqlSafe(step).into_sql_str())
+                .execute(&mut *connection)
+                .await?;
         }
         dropped.push(name);
     }

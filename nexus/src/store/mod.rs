@@ -98,7 +98,9 @@ pub(crate) fn classify(error: &sqlx::Error) -> Failure {
 /// The table of a queue, for the text of a statement.
 pub(crate) fn table(queue: &str) -> String {
     debug_assert!(
-        queue.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+        queue
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
         "{queue} is not the name of a queue"
     );
     format!("pgmq.q_{queue}")

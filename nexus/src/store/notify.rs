@@ -13,7 +13,10 @@ pub(crate) fn channel(namespace: &str) -> String {
 
 /// Prepares a connection for [`ring`]: a ring may be lost in a crash.
 pub(crate) async fn prepare_to_ring(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::raw_sql("set synchronous_commit = off").execute(connection).await.map(drop)
+    sqlx::raw_sql("set synchronous_commit = off")
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Tells every process that listens that the queues have news.

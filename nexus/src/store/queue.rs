@@ -109,7 +109,10 @@ pub(crate) async fn claim(
              q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint"
     );
     let handlers: Vec<&str> = wants.iter().map(|want| want.handler.as_str()).collect();
-    let versions: Vec<String> = wants.iter().map(|want| want.event_version.to_string()).collect();
+    let versions: Vec<String> = wants
+        .iter()
+        .map(|want| want.event_version.to_string())
+        .collect();
     let slots: Vec<i32> = wants.iter().map(|want| want.slots).collect();
     let not_before: Vec<i64> = wants.iter().map(|want| want.not_before_micros).collect();
     let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
@@ -133,14 +136,19 @@ pub(crate) async fn claim(
         });
     }
     // `returning` promises no order.
-    claims.messages.sort_unstable_by_key(|message| message.msg_id);
+    claims
+        .messages
+        .sort_unstable_by_key(|message| message.msg_id);
     Ok(claims)
 }
 
 /// Prepares a connection for [`claim`].
 pub(crate) async fn prepare_to_claim(connection: &mut PgConnection) -> sqlx::Result<()> {
     // A queue is often empty when it is analyzed; the plan made then must not be a sequential scan.
-    sqlx::raw_sql("set enable_seqscan = off").execute(connection).await.map(drop)
+    sqlx::raw_sql("set enable_seqscan = off")
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Extends leases and returns the messages that are still ours.
@@ -251,13 +259,38 @@ pub(crate) async fn release(
     );
     let patches: Vec<String> = releases
         .iter()
-        .map(|release| release.failure.as_ref().map_or_else(|| "{}".to_owned(), Value::to_string))
+        .map(|release| {
+            release
+                .failure
+                .as_ref()
+                .map_or_else(|| "{}".to_owned(), Value::to_string)
+        })
         .collect();
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
-        .bind(releases.iter().map(|release| release.msg_id).collect::<Vec<_>>())
-        .bind(releases.iter().map(|release| release.read_ct).collect::<Vec<_>>())
-        .bind(releases.iter().map(|release| micros(release.delay)).collect::<Vec<_>>())
-        .bind(patches.iter().map(|patch| JsonText(patch)).collect::<Vec<_>>())
+        .bind(
+            releases
+                .iter()
+                .map(|release| release.msg_id)
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            releases
+                .iter()
+                .map(|release| release.read_ct)
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            releases
+                .iter()
+                .map(|release| micros(release.delay))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            patches
+                .iter()
+                .map(|patch| JsonText(patch))
+                .collect::<Vec<_>>(),
+        )
         .fetch_all(connection)
         .await
 }
@@ -317,7 +350,11 @@ pub(crate) async fn adopt(
         .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Adopted { msg_id: row.get(0), event_id: row.get(1), refused: row.get(2) })
+        .map(|row| Adopted {
+            msg_id: row.get(0),
+            event_id: row.get(1),
+            refused: row.get(2),
+        })
         .collect())
 }
 
@@ -336,8 +373,18 @@ pub(crate) async fn has_suspect(
         table = table(queue)
     );
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
-        .bind(wants.iter().map(|want| want.handler.as_str()).collect::<Vec<_>>())
-        .bind(wants.iter().map(|want| want.event_version.to_string()).collect::<Vec<_>>())
+        .bind(
+            wants
+                .iter()
+                .map(|want| want.handler.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            wants
+                .iter()
+                .map(|want| want.event_version.to_string())
+                .collect::<Vec<_>>(),
+        )
         .fetch_one(connection)
         .await
 }

@@ -196,7 +196,10 @@ pub(crate) async fn waiting(
         "select count(*) from {table} where headers ->> 'handler' = $1",
         table = table(queue)
     );
-    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str()).bind(handler).fetch_one(connection).await
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(handler)
+        .fetch_one(connection)
+        .await
 }
 
 /// The queue of a group, if the group exists.

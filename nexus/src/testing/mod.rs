@@ -27,9 +27,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{
-    AssertSqlSafe, Connection, PgConnection, PgPool, SqlSafeStr, postgres::PgPoolOptions,
-};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, SqlSafeStr, postgres::PgPoolOptions};
 
 use server::TestServer;
 
@@ -65,7 +63,9 @@ impl TestDatabase {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}{number}", server::own_prefix());
-        server.execute(&format!("create database {name} {how}")).await;
+        server
+            .execute(&format!("create database {name} {how}"))
+            .await;
         let url = server.url(&name);
         Self { name, url }
     }
@@ -96,14 +96,21 @@ impl TestDatabase {
     ///
     /// If the database cannot be reached, or is [empty](Self::empty).
     pub async fn advance(&self, by: Duration) {
-        let mut connection =
-            PgConnection::connect(&self.url).await.expect("the test's database can be reached");
+        let mut connection = PgConnection::connect(&self.url)
+            .await
+            .expect("the test's database can be reached");
         sqlx::query("select core.test_advance($1 * interval '1 microsecond')")
-            .bind(i64::try_from(by.as_micros()).expect("a test's clock moves by less than 292,000 years"))
+            .bind(
+                i64::try_from(by.as_micros())
+                    .expect("a test's clock moves by less than 292,000 years"),
+            )
             .execute(&mut connection)
             .await
             .expect("the template installs the clock");
-        connection.close().await.expect("the test's database can be reached");
+        connection
+            .close()
+            .await
+            .expect("the test's database can be reached");
     }
 }
 

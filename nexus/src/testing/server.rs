@@ -38,7 +38,10 @@ impl TestServer {
                     .await
                     .expect("looking for a server does not panic")
                     .unwrap_or_else(|error| panic!("tests need a PostgreSQL server: {error}"));
-                let server = Self { source, template: OnceCell::new() };
+                let server = Self {
+                    source,
+                    template: OnceCell::new(),
+                };
                 if let Err(error) = execute(&server.admin_url(), "select 1").await {
                     panic!("{}", server.source.unusable(&error));
                 }
@@ -71,11 +74,15 @@ impl TestServer {
     /// Runs a statement outside of every test's database.
     pub(super) async fn execute(&self, statement: &str) {
         if let Err(error) = execute(&self.admin_url(), statement).await {
-            let code = error.as_database_error().and_then(|error| error.code().map(String::from));
+            let code = error
+                .as_database_error()
+                .and_then(|error| error.code().map(String::from));
             assert!(
                 code.as_deref() != Some("42501"),
                 "{}",
-                nexus_embedded::Error::MayNotCreateDatabases { variable: "DATABASE_URL" }
+                nexus_embedded::Error::MayNotCreateDatabases {
+                    variable: "DATABASE_URL"
+                }
             );
             panic!("`{statement}` failed: {error}");
         }
@@ -97,12 +104,13 @@ impl TestServer {
                     .execute(&mut admin)
                     .await
                     .expect("an advisory lock can be taken");
-                let exists: bool =
-                    sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-                        .bind(&name)
-                        .fetch_one(&mut admin)
-                        .await
-                        .expect("the catalog can be read");
+                let exists: bool = sqlx::query_scalar(
+                    "select exists (select from pg_database where datname = $1)",
+                )
+                .bind(&name)
+                .fetch_one(&mut admin)
+                .await
+                .expect("the catalog can be read");
                 if !exists {
                     self.make_template(&name).await;
                 }
@@ -115,14 +123,21 @@ impl TestServer {
 
     async fn make_template(&self, name: &str) {
         // Under another name until it is complete, so that a half-made one is never used.
-        let draft = format!("{PREFIX}draft");
-        self.execute(&format!("drop database if exists {draft} with (force)")).await;
+        let draft = format!("{}draft", own_prefix());
+        self.execute(&format!("drop database if exists {draft} with (force)"))
+            .await;
         self.execute(&format!("create database {draft}")).await;
         let url = self.url(&draft);
-        let options = PgConnectOptions::from_str(&url).expect("the kit makes URLs that can be read");
-        nexus_migrations::up(&options).await.expect("the schema can be migrated");
-        execute(&url, CLOCK).await.expect("the clock can be installed");
-        self.execute(&format!("alter database {draft} rename to {name}")).await;
+        let options =
+            PgConnectOptions::from_str(&url).expect("the kit makes URLs that can be read");
+        nexus_migrations::up(&options)
+            .await
+            .expect("the schema can be migrated");
+        execute(&url, CLOCK)
+            .await
+            .expect("the clock can be installed");
+        self.execute(&format!("alter database {draft} rename to {name}"))
+            .await;
     }
 
     /// Drops what tests of processes left behind that are no more.
@@ -182,8 +197,9 @@ pub(super) fn drop_later(name: String) {
     let sender = janitor.get_or_insert_with(|| {
         let (sender, receiver) = mpsc::channel::<String>();
         std::thread::spawn(move || {
-            let Ok(runtime) =
-                tokio::runtime::Builder::new_current_thread().enable_all().build()
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
             else {
                 return;
             };
@@ -191,7 +207,11 @@ pub(super) fn drop_later(name: String) {
                 let server = TestServer::get().await;
                 for name in receiver {
                     // One that is in use, or gone already, is for the next sweep.
-                    let _ = execute(&server.admin_url(), &format!("drop database if exists {name} with (force)")).await;
+                    let _ = execute(
+                        &server.admin_url(),
+                        &format!("drop database if exists {name} with (force)"),
+                    )
+                    .await;
                 }
             });
         });

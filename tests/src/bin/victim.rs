@@ -48,8 +48,13 @@ fn say(line: &str) {
 #[tokio::main]
 async fn main() -> nexus::Result {
     let name = std::env::var("VICTIM_APP").unwrap_or_else(|_| "victim".to_owned());
-    let mut app = App::discover().name(name).idle_poll(Duration::from_millis(25));
-    if let Some(handlers) = std::env::var("VICTIM_HANDLERS").ok().filter(|names| !names.is_empty()) {
+    let mut app = App::discover()
+        .name(name)
+        .idle_poll(Duration::from_millis(25));
+    if let Some(handlers) = std::env::var("VICTIM_HANDLERS")
+        .ok()
+        .filter(|names| !names.is_empty())
+    {
         app = app.only(handlers.split(','));
     }
     if std::env::var_os("CORE_VISIBILITY_TIMEOUT_SECONDS").is_none() {

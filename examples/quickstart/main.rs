@@ -47,7 +47,9 @@ async fn open_account(user: SignedUp, tx: &mut Tx) -> nexus::Result<Emit<Account
         .execute(&mut **tx)
         .await?;
     println!("open_account   opened an account for {}", user.email);
-    Ok(Emit(AccountOpened { user_id: user.user_id }))
+    Ok(Emit(AccountOpened {
+        user_id: user.user_id,
+    }))
 }
 
 /// Fails at first; the second attempt succeeds.
@@ -58,7 +60,10 @@ async fn send_welcome(account: Envelope<AccountOpened>, world: State<Arc<World>>
         println!("send_welcome   attempt {attempt}: the mail server is busy");
         return Err("the mail server is busy".into());
     }
-    println!("send_welcome   attempt {attempt}: welcomed user {}", account.user_id);
+    println!(
+        "send_welcome   attempt {attempt}: welcomed user {}",
+        account.user_id
+    );
     Ok(())
 }
 
@@ -82,7 +87,10 @@ async fn heartbeat(tick: Tick, world: State<Arc<World>>) {
 #[tokio::main]
 async fn main() -> nexus::Result {
     let world = Arc::new(World::default());
-    let app = App::discover().name("quickstart").namespace("quickstart").state(Arc::clone(&world));
+    let app = App::discover()
+        .name("quickstart")
+        .namespace("quickstart")
+        .state(Arc::clone(&world));
     let handle = nexus::start(app).await?;
     let client = handle.client();
     sqlx::query("create table if not exists quickstart_accounts (user_id bigint, email text)")
@@ -96,7 +104,10 @@ async fn main() -> nexus::Result {
         .bind(i64::from(user_id))
         .execute(&mut *tx)
         .await?;
-    tx.emit(&SignedUp { user_id, email: "ada@example.com".to_owned() })?;
+    tx.emit(&SignedUp {
+        user_id,
+        email: "ada@example.com".to_owned(),
+    })?;
     tx.commit().await?;
     handle.idle().await?;
 
@@ -129,11 +140,19 @@ async fn main() -> nexus::Result {
     }
     handle.idle().await?;
 
-    println!("\n{:<12} {:<14} {:<26} {:>9} {:>8} {:>13}", "group", "handler", "event type", "completed", "retried", "dead-lettered");
+    println!(
+        "\n{:<12} {:<14} {:<26} {:>9} {:>8} {:>13}",
+        "group", "handler", "event type", "completed", "retried", "dead-lettered"
+    );
     for stats in handle.stats() {
         println!(
             "{:<12} {:<14} {:<26} {:>9} {:>8} {:>13}",
-            stats.group, stats.handler, stats.event_type, stats.completed, stats.retried, stats.dead_lettered
+            stats.group,
+            stats.handler,
+            stats.event_type,
+            stats.completed,
+            stats.retried,
+            stats.dead_lettered
         );
     }
     handle.shutdown().await;

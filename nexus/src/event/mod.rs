@@ -4,8 +4,8 @@
 //!
 //! - [`Event`] is what `#[derive(Event)]` implements.
 //! - [`Envelope`] is an event with its identity, its time and where it came from.
-//! - [`name`] holds the grammar of event types, namespaces and groups.
-//! - [`encode`] turns an event into the text that is stored, and refuses what cannot be.
+//! - [`check_event_type`] and [`check_name`] are the grammar of the names that are stored.
+//! - [`EncodeError`] says which events cannot be stored.
 
 mod encode;
 mod envelope;

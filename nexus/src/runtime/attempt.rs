@@ -78,10 +78,11 @@ pub(crate) async fn run(
         }
         match end {
             End::Committed => {
+                // Counted first: who waits until no lease is held then reads the counts.
+                add(&route.counts.completed, messages.len());
                 for message in &messages {
                     node.leases.end(&route.queue, &message.lease);
                 }
-                add(&route.counts.completed, messages.len());
             }
             End::Succeeded(emits) => {
                 // The events go with the first message; a batch is completed by one statement.

@@ -101,6 +101,11 @@ impl Leases {
         }
     }
 
+    /// Whether this node holds no message.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.of_queues().is_empty()
+    }
+
     fn of_queues(&self) -> Vec<(String, Vec<Arc<Lease>>)> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.iter()

@@ -5,7 +5,7 @@ insert into core.test_clock values ('0');
 
 create or replace function core.now() returns timestamptz
 language sql stable parallel safe
-as 'select now() + (select shift from core.test_clock)';
+return now() + (select shift from core.test_clock);
 
 -- Moves the clock. What is held now (leases, heartbeats) moves along, because no time has passed for
 -- who holds it; what waits (retries, schedules, retention) has come closer.

@@ -1,6 +1,6 @@
 //! Standard error: a progress bar on a terminal, and messages that do not tear it.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nexus::Handle;
@@ -72,14 +72,16 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the templates are constant and right")
 }
 
-/// Shows warnings of nexus; `CORE_LOG_LEVEL` may ask for more.
+/// Shows warnings; `CORE_LOG_LEVEL` may ask for more. That statements wait for the row of a busy
+/// repository is none.
 pub(crate) fn log_to_stderr() {
     let filter = std::env::var("CORE_LOG_LEVEL")
         .ok()
         .and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok())
-        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn,sqlx::query=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
 }

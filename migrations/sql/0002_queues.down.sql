@@ -5,7 +5,8 @@ do $$
 declare
     queue text;
 begin
-    for queue in select queue_name from core.groups loop
+    -- Restored first: where the queue's table is gone, drop_queue would leave its archive behind.
+    for queue in select core.ensure_group(namespace, group_name) from core.groups loop
         perform pgmq.drop_queue(queue);
         perform pgmq.drop_queue(queue || '_dlq');
     end loop;

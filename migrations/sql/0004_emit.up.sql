@@ -219,7 +219,7 @@ declare
 begin
     for m in execute format(
         'select q.msg_id, q.read_ct, q.enqueued_at,
-                pg_column_size(q.message) > 2000 and octet_length(q.message::text) > $2 as too_large
+                octet_length(q.message::text) > $2 as too_large
          from pgmq.%I q
          where (q.headers ->> ''handler'') is null and q.vt <= core.now()
          order by q.vt, q.msg_id limit $1 for update skip locked', 'q_' || p_queue)

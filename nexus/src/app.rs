@@ -11,7 +11,7 @@ use std::{
 
 use nexus_migrations::MigrateError;
 use serde_json::Value;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -423,7 +423,7 @@ impl Handle {
     }
 
     async fn is_idle(&self) -> sqlx::Result<bool> {
-        let mut connection = self.client().pool().acquire().await?;
+        let mut connection = self.running.node.pool.acquire().await?;
         let mut queues: Vec<&str> = self
             .running
             .routes
@@ -456,9 +456,7 @@ impl Handle {
     /// Stops gently: takes no new work, lets what runs finish within the shutdown timeout, gives
     /// the rest back without counting an attempt, and deregisters the node.
     pub async fn shutdown(self) {
-        let pool = self.client().pool().clone();
         self.running.shutdown().await;
-        pool.close().await;
     }
 
     /// Stops waiting for running handlers during [`shutdown`](Self::shutdown).
@@ -593,6 +591,8 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     let node = Arc::new(Node {
         row: registered.node,
         epoch: registered.epoch,
+        pool: database.pool(4).await?,
+        transactions: Arc::new(Semaphore::new(config.pool_size.max(2) as usize - 1)),
         options: database.options().clone(),
         settings: Settings {
             lease: config.lease,

@@ -137,7 +137,7 @@ async fn ensure_groups(
                     Some("22023" | "23505") => StartError::Name {
                         reason: source
                             .as_database_error()
-                            .map(ToString::to_string)
+                            .map(|error| error.message().to_owned())
                             .unwrap_or_default(),
                     },
                     _ => StartError::Database {

@@ -65,7 +65,9 @@ impl<'a> IntoFuture for Emission<'a> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let events = vec![self.outgoing?];
+            let outgoing = self.outgoing?;
+            self.client.check([&outgoing])?;
+            let events = vec![outgoing];
             let ids = match self.connection {
                 Some(connection) => self.client.store_in(connection, events).await?.event_ids,
                 None => self.client.store(events).await?,

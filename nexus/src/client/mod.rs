@@ -244,6 +244,15 @@ impl Client {
         Ok(outgoing)
     }
 
+    /// Holds events to the limits, which options and returned events have not been yet.
+    pub(crate) fn check<'a>(
+        &self,
+        events: impl IntoIterator<Item = &'a Outgoing>,
+    ) -> Result<(), EncodeError> {
+        let limit = self.inner.limits.payload_bytes;
+        events.into_iter().try_for_each(|event| event.check(limit))
+    }
+
     /// Wakes the workers of these queues, here and in other processes.
     pub(crate) fn wake(&self, queues: impl IntoIterator<Item = String>) {
         self.inner.bell.ring(queues);

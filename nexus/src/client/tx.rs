@@ -12,6 +12,8 @@ use sqlx::{
 // export the trait that counts savepoints.
 use sqlx_core::transaction::TransactionManager;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::{Client, EmitError};
 use crate::event::{EncodeError, Event, Outgoing};
 
@@ -31,6 +33,8 @@ pub struct Tx {
     connection: Option<PoolConnection<Postgres>>,
     client: Client,
     outgoing: Vec<Outgoing>,
+    /// A handler's leave to hold a connection, for as long as it does.
+    leave: Option<OwnedSemaphorePermit>,
 }
 
 impl Tx {
@@ -46,7 +50,20 @@ impl Tx {
             connection: Some(connection),
             client: client.clone(),
             outgoing: Vec::new(),
+            leave: None,
         })
+    }
+
+    pub(crate) fn with_leave(self, leave: OwnedSemaphorePermit) -> Self {
+        let mut tx = self;
+        tx.leave = Some(leave);
+        tx
+    }
+
+    /// Whether the transaction is the one that was begun: no savepoint is left open in it, and it was
+    /// not rolled back by a savepoint whose `begin` was cancelled.
+    pub(crate) fn is_whole(&self) -> bool {
+        PgTransactionManager::get_transaction_depth(self) == 1
     }
 
     /// Emits an event with this transaction.

@@ -42,6 +42,16 @@ pub enum EncodeError {
         /// The limit in force, in bytes.
         limit: usize,
     },
+    /// The idempotency key is too long to be kept. Use a hash of it.
+    #[error("the idempotency key of event `{event_type}` has {bytes} bytes, the limit is {limit}")]
+    KeyTooLong {
+        /// The event type.
+        event_type: String,
+        /// Size of the key in bytes.
+        bytes: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
 }
 
 /// Serializes a payload and checks that it can be stored.

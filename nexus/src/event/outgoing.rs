@@ -1,5 +1,8 @@
 use super::{EncodeError, Event, encode};
 
+/// Longest idempotency key in bytes: it stands in an index, whose rows are limited.
+const LONGEST_KEY: usize = 1_000;
+
 /// An event in the form in which it is stored.
 #[derive(Debug, Clone)]
 pub(crate) struct Outgoing {
@@ -16,23 +19,51 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     pub(crate) fn new<E: Event>(event: &E, limit: usize) -> Result<Self, EncodeError> {
-        let key = event.event_key();
-        if key.as_ref().is_some_and(|key| key.contains('\0')) {
-            return Err(EncodeError::NulCharacter {
-                event_type: E::EVENT_TYPE.to_owned(),
-            });
-        }
-        Ok(Self {
+        let outgoing = Self {
             event_type: E::EVENT_TYPE.to_owned(),
             event_version: E::VERSION,
             payload: encode(E::EVENT_TYPE, event, limit)?,
-            key,
+            key: event.event_key(),
             idempotency_key: None,
             correlation_id: None,
             causation_id: None,
             traceparent: None,
             tracestate: None,
-        })
+        };
+        outgoing.check(limit)?;
+        Ok(outgoing)
+    }
+
+    /// Refuses what the server would refuse, which would abort the transaction it is sent with.
+    pub(crate) fn check(&self, limit: usize) -> Result<(), EncodeError> {
+        let event_type = || self.event_type.clone();
+        let bytes = self.payload.len();
+        if bytes > limit {
+            return Err(EncodeError::TooLarge {
+                event_type: event_type(),
+                bytes,
+                limit,
+            });
+        }
+        let texts = [
+            &self.key,
+            &self.idempotency_key,
+            &self.correlation_id,
+            &self.traceparent,
+        ];
+        if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+            return Err(EncodeError::NulCharacter {
+                event_type: event_type(),
+            });
+        }
+        match &self.idempotency_key {
+            Some(key) if key.len() > LONGEST_KEY => Err(EncodeError::KeyTooLong {
+                event_type: event_type(),
+                bytes: key.len(),
+                limit: LONGEST_KEY,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Fills in what was not given from the event that is being handled.

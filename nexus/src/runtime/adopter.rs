@@ -1,12 +1,15 @@
 //! Takes in what foreign programs send to the node's queues by plain `pgmq.send`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::Node;
 use crate::store::{self, Failure, queue};
 
 /// Messages adopted in one transaction.
 const MOST: i32 = 100;
+
+/// How long a transaction may take before its connection counts as lost.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Looks at each queue once every idle poll interval: foreign programs ring no bell.
 pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
@@ -27,11 +30,15 @@ pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
 /// Adopts what is there and returns whether there may be more.
 async fn adopt(node: &Node, queue: &str) -> bool {
     let adopted = async {
-        let mut connection = node.client.pool().acquire().await?;
+        let mut connection = node.connection().await?;
         let most = node.settings.max_body_bytes;
-        queue::adopt(&mut connection, &node.row.namespace, queue, MOST, most).await
+        let adopted =
+            queue::adopt(&mut connection, &node.row.namespace, queue, MOST, most).await?;
+        connection.give_back();
+        Ok(adopted)
     };
-    let adopted = match adopted.await {
+    let adopted = tokio::time::timeout(PATIENCE, adopted).await;
+    let adopted = match adopted.unwrap_or_else(|_| Err(store::no_answer())) {
         Ok(adopted) => adopted,
         Err(error) => {
             match store::classify(&error) {

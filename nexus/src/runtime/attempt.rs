@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     client::{CAUSE, EmitError, Tx},
-    event::{Cause, PastError},
+    event::{Cause, EnvelopeMeta, PastError},
     handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
     store::{self, Failure, event_log::Completion, queue},
 };
@@ -42,6 +42,9 @@ enum End {
 /// How long a message waits that failed for reasons of ours.
 const DISTURBED_DELAY: Duration = Duration::from_secs(1);
 
+/// How long a database that answers takes for a rollback or a commit at most.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// An error's text is cut here, so that ten of them fit into a message's headers.
 const MAX_ERROR_BYTES: usize = 2_000;
 
@@ -69,7 +72,7 @@ pub(crate) async fn run(
             let error = rejected.iter().find(|rejected| rejected.index == index);
             index += 1;
             if let Some(rejected) = error {
-                settle(message, failure(route, message, &rejected.error));
+                settle(message, failure(route, &message.delivery.meta, &rejected.error));
             }
             error.is_none()
         });
@@ -92,6 +95,7 @@ pub(crate) async fn run(
                         message,
                         Verdict::Complete {
                             emits: emits.take().unwrap_or_default(),
+                            meta: Arc::clone(&message.delivery.meta),
                         },
                     );
                 }
@@ -106,7 +110,7 @@ pub(crate) async fn run(
             }
             End::Failed(error) => {
                 for message in &messages {
-                    settle(message, failure(route, message, &error));
+                    settle(message, failure(route, &message.delivery.meta, &error));
                 }
             }
             End::Disturbed(why) => {
@@ -157,13 +161,9 @@ pub(crate) async fn run(
 async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected>, End) {
     let first = &messages[0];
     let tx = if route.descriptor.uses_tx {
-        let begun = tokio::select! {
-            begun = begin(node, route) => begun,
-            () = node.abort.cancelled() => return (Vec::new(), End::Aborted),
-        };
-        match begun {
+        match begin(node, route).await {
             Ok(tx) => Some(tx),
-            Err(error) => return (Vec::new(), End::Disturbed(error.to_string())),
+            Err(end) => return (Vec::new(), end),
         }
     } else {
         None
@@ -193,28 +193,48 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
         tracestate: meta.headers.tracestate.clone(),
     };
     // A panic leaves the invocation's transaction behind, which is only dropped after it.
-    let handler = CAUSE.scope(
+    let mut handler = Box::pin(CAUSE.scope(
         cause.clone(),
         AssertUnwindSafe((route.descriptor.call)(&mut invocation)).catch_unwind(),
-    );
+    ));
     let lost = futures_util::future::select_all(
         messages
             .iter()
             .map(|message| Box::pin(message.lease.lost.cancelled())),
     );
     let result = tokio::select! {
-        result = tokio::time::timeout(route.timeout, handler) => match result {
+        result = tokio::time::timeout(route.timeout, handler.as_mut()) => Ok(match result {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => Err(Error::retryable(format!("the handler panicked: {}", panic_text(&*panic)))),
             Err(_) => Err(Error::retryable(format!("the handler timed out after {:?}", route.timeout))),
-        },
+        }),
         _ = lost => {
             let gone = messages.iter().filter(|m| m.lease.lost.is_cancelled());
-            return (Vec::new(), End::Stolen(gone.map(|m| m.lease.msg_id).collect()));
+            Err(End::Stolen(gone.map(|m| m.lease.msg_id).collect()))
         }
-        () = node.abort.cancelled() => return (Vec::new(), End::Aborted),
+        () = node.abort.cancelled() => Err(End::Aborted),
+    };
+    // What the handler holds may panic when it is dropped half-way.
+    let dropped = std::panic::catch_unwind(AssertUnwindSafe(|| drop(handler)));
+    let result = match (result, dropped) {
+        (Err(end), _) => return (Vec::new(), end),
+        (Ok(Ok(_)), Err(panic)) => Err(Error::retryable(format!(
+            "the handler panicked: {}",
+            panic_text(&*panic)
+        ))),
+        (Ok(result), _) => result,
     };
     let Invocation { rejected, tx, .. } = invocation;
+    let result = result.and_then(|outcome| {
+        // An event that is returned has not been held to the limits yet.
+        node.client.check(&outcome.emits).map_err(Error::permanent)?;
+        if tx.as_ref().is_some_and(|tx| !tx.is_whole()) {
+            return Err(Error::retryable(
+                "the handler left a savepoint open in its transaction, or cancelled its `begin`, which ends the transaction",
+            ));
+        }
+        Ok(outcome)
+    });
     let end = match (result, tx) {
         (Ok(outcome), None) if messages.len() == 1 || outcome.emits.is_empty() => {
             End::Succeeded(inherit(outcome.emits, &cause))
@@ -225,7 +245,7 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
                 Some(tx) => tx,
                 None => match begin(node, route).await {
                     Ok(tx) => tx,
-                    Err(error) => return (rejected, End::Disturbed(error.to_string())),
+                    Err(end) => return (rejected, end),
                 },
             };
             let mut emits = tx.take_outgoing();
@@ -237,12 +257,23 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
                 .filter(|(index, _)| !rejected.contains(index))
                 .map(|(_, message)| message)
                 .collect();
-            commit(node, route, tx, &completed, &emits).await
+            let no_answer = async {
+                tokio::select! {
+                    () = tokio::time::sleep(route.timeout + PATIENCE) => {}
+                    () = async {
+                        node.abort.cancelled().await;
+                        tokio::time::sleep(PATIENCE).await;
+                    } => {}
+                }
+            };
+            tokio::select! {
+                end = commit(node, route, tx, &completed, &emits) => end,
+                () = no_answer => End::Disturbed(store::no_answer().to_string()),
+            }
         }
         (Err(error), tx) => {
             if let Some(tx) = tx {
-                // Failing to roll back means that the connection is gone, which rolls back.
-                let _ = tx.rollback().await;
+                roll_back(tx).await;
             }
             End::Failed(error)
         }
@@ -257,7 +288,27 @@ fn inherit(mut emits: Vec<crate::event::Outgoing>, cause: &Cause) -> Vec<crate::
     emits
 }
 
-async fn begin(node: &Node, route: &Route) -> sqlx::Result<Tx> {
+/// Rolls back, or closes the connection, which rolls back as well: a statement of a handler that
+/// timed out may still run, and a connection that is gone does not answer.
+async fn roll_back(tx: Tx) {
+    let _ = tokio::time::timeout(PATIENCE, tx.rollback()).await;
+}
+
+async fn begin(node: &Node, route: &Route) -> Result<Tx, End> {
+    let begun = async {
+        let leave = Arc::clone(&node.transactions)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        Ok(begin_now(node, route).await?.with_leave(leave))
+    };
+    tokio::select! {
+        begun = begun => begun.map_err(|error: sqlx::Error| End::Disturbed(error.to_string())),
+        () = node.abort.cancelled() => Err(End::Aborted),
+    }
+}
+
+async fn begin_now(node: &Node, route: &Route) -> sqlx::Result<Tx> {
     let connection = node.client.pool().acquire().await?;
     // The server stops a statement, and gives the transaction up, when the handler's time is over.
     let ms = route.timeout.as_millis().clamp(1, i32::MAX as u128);
@@ -308,7 +359,7 @@ async fn commit(
     match completed {
         Ok(completed) if completed.len() == msg_ids.len() => {}
         Ok(completed) => {
-            let _ = tx.rollback().await;
+            roll_back(tx).await;
             return End::Stolen(
                 msg_ids
                     .into_iter()
@@ -322,13 +373,13 @@ async fn commit(
             return End::Disturbed(source.to_string());
         }
         Err(EmitError::MissingQueue { source }) => {
-            let _ = tx.rollback().await;
+            roll_back(tx).await;
             node.restore_queues(&source).await;
             return End::Disturbed(source.to_string());
         }
         Err(error) => {
             // Most often a statement of the handler failed and it returned Ok nevertheless.
-            let _ = tx.rollback().await;
+            roll_back(tx).await;
             return End::Failed(Error::from(error));
         }
     }
@@ -337,6 +388,10 @@ async fn commit(
             node.client.wake(queues);
             End::Committed
         }
+        // Refused: a constraint that is checked at the commit, most often.
+        Err(error @ sqlx::Error::Database(_)) if store::classify(&error) != Failure::Transient => {
+            End::Failed(Error::from(error))
+        }
         // Whether it was committed is unknown. If it was, the messages are gone, and the verdict
         // that follows finds nothing to change.
         Err(error) => End::Disturbed(format!("the commit got no answer: {error}")),
@@ -344,8 +399,7 @@ async fn commit(
 }
 
 /// The verdict on a message whose attempt failed.
-fn failure(route: &Route, message: &Message, error: &Error) -> Verdict {
-    let meta = &message.delivery.meta;
+pub(super) fn failure(route: &Route, meta: &EnvelopeMeta, error: &Error) -> Verdict {
     if let Kind::Snooze(delay) = error.kind() {
         return Verdict::Release {
             delay,

@@ -25,7 +25,7 @@ pub(crate) async fn run(node: Arc<Node>) {
 
 async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
     let namespace = &node.row.namespace;
-    let mut connection = node.client.pool().acquire().await?;
+    let mut connection = node.connection().await?;
     if everything {
         maintenance::maintain(&mut connection, namespace).await?;
         for name in
@@ -40,5 +40,6 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
         node.client.bell().ring_all_here();
     }
+    connection.give_back();
     Ok(())
 }

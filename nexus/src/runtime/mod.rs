@@ -21,6 +21,7 @@ mod worker;
 
 use std::{
     collections::BTreeMap,
+    ops::{Deref, DerefMut},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -28,12 +29,13 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::PgConnectOptions;
-use tokio::sync::RwLock;
+use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgConnectOptions};
+use tokio::sync::{RwLock, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    client::Client, handler::Shared, registry::HandlerDescriptor, retry::RetryPolicy, store::nodes,
+    client::Client, handler::Shared, registry::HandlerDescriptor, retry::RetryPolicy,
+    store::{self, nodes},
 };
 
 pub(crate) use lease::{Control, Duty, Leases};
@@ -89,6 +91,12 @@ pub(crate) struct Node {
     pub(crate) row: nodes::Node,
     pub(crate) epoch: i64,
     pub(crate) client: Client,
+    /// Connections of the loops themselves, so that handlers which hold every connection of the
+    /// client's pool hold up nothing else.
+    pub(crate) pool: PgPool,
+    /// How many handlers may hold a transaction: fewer than the client's pool has connections, so
+    /// that what a handler emits beside its transaction never waits for another such handler.
+    pub(crate) transactions: Arc<Semaphore>,
     pub(crate) options: PgConnectOptions,
     pub(crate) settings: Settings,
     pub(crate) shared: Arc<Shared>,
@@ -110,6 +118,50 @@ pub(crate) struct Running {
     workers: TaskTracker,
     services: TaskTracker,
     settlers: TaskTracker,
+    /// Ends services and settlers in the middle of what they do.
+    give_up: CancellationToken,
+}
+
+/// How long each step of a shutdown may take once no handler runs any more. Only a database that
+/// gives no answer takes so long.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// A connection of the node's own. It is closed unless it is [given back](Self::give_back): whoever
+/// stops waiting for an answer must not leave it to the next one.
+pub(super) struct Lent(Option<PoolConnection<Postgres>>);
+
+impl Lent {
+    pub(super) fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.0.as_ref().expect("the connection is there until it is given back")
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("the connection is there until it is given back")
+    }
+}
+
+impl Node {
+    pub(super) async fn connection(&self) -> sqlx::Result<Lent> {
+        Ok(Lent(Some(self.pool.acquire().await?)))
+    }
 }
 
 /// Starts all loops of a node. The row of the node is registered already. `main_queue` is the one
@@ -130,19 +182,21 @@ pub(crate) fn start(
     }
     let (workers, services, settlers) =
         (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+    let give_up = CancellationToken::new();
     let mut queues: Vec<String> = by_queue.keys().cloned().collect();
     for (queue, routes) in by_queue {
-        let settler = settle::start(&settlers, Arc::clone(&node), queue.clone());
+        let settler = settle::start(&settlers, Arc::clone(&node), queue.clone(), give_up.clone());
         workers.spawn(worker::run(Arc::clone(&node), queue, routes, settler));
     }
     // Every node adopts, whatever its groups.
     if !queues.contains(&main_queue) {
         queues.push(main_queue);
     }
-    services.spawn(adopter::run(Arc::clone(&node), queues));
-    services.spawn(scheduler::run(Arc::clone(&node)));
-    services.spawn(caretaker::run(Arc::clone(&node)));
-    services.spawn(listener::run(Arc::clone(&node)));
+    let until = || give_up.clone();
+    services.spawn(until().run_until_cancelled_owned(adopter::run(Arc::clone(&node), queues)));
+    services.spawn(until().run_until_cancelled_owned(scheduler::run(Arc::clone(&node))));
+    services.spawn(until().run_until_cancelled_owned(caretaker::run(Arc::clone(&node))));
+    services.spawn(until().run_until_cancelled_owned(listener::run(Arc::clone(&node))));
     for tracker in [&workers, &services, &settlers] {
         tracker.close();
     }
@@ -153,6 +207,7 @@ pub(crate) fn start(
         workers,
         services,
         settlers,
+        give_up,
     }
 }
 
@@ -166,6 +221,7 @@ impl Running {
             workers,
             services,
             settlers,
+            give_up,
             ..
         } = self;
         node.stop.cancel();
@@ -179,16 +235,28 @@ impl Running {
             workers.wait().await;
         }
         // The settlers end when the last worker has dropped its end of the channel.
-        settlers.wait().await;
-        services.wait().await;
+        let done = async { tokio::join!(settlers.wait(), services.wait()) };
+        if tokio::time::timeout(FAREWELL, done).await.is_err() {
+            tracing::error!(
+                "the database gives no answer, stopping without it: messages come back when their leases end"
+            );
+            give_up.cancel();
+            tokio::join!(settlers.wait(), services.wait());
+        }
         control.stop().await;
         let deregistered = async {
-            let mut connection = node.client.pool().acquire().await?;
-            nodes::deregister(&mut connection, &node.row.id, node.epoch).await
+            let mut connection = node.connection().await?;
+            nodes::deregister(&mut connection, &node.row.id, node.epoch).await?;
+            connection.give_back();
+            Ok(())
         };
-        if let Err(error) = deregistered.await {
+        let deregistered = tokio::time::timeout(FAREWELL, deregistered).await;
+        if let Err(error) = deregistered.unwrap_or_else(|_| Err(store::no_answer())) {
             tracing::warn!(%error, "could not deregister, other nodes notice within 15 s");
         }
+        // Closing waits for connections that are in use, by the program perhaps.
+        let closed = async { tokio::join!(node.pool.close(), node.client.pool().close()) };
+        let _ = tokio::time::timeout(FAREWELL, closed).await;
         tracing::info!(node = node.row.id, "node stopped");
     }
 }

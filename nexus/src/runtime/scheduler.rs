@@ -11,12 +11,21 @@ use sqlx::Acquire;
 use super::Node;
 use crate::{
     schedule::{Schedule, ScheduleError},
-    store::scheduled_tasks::{self, Due},
+    store::{
+        self, Failure,
+        scheduled_tasks::{self, Due},
+    },
 };
 
 /// Longest sleep: how late a task is noticed that another node has changed, or whose time a moved
 /// clock has brought.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+
+/// How long to leave a due task to the node that has locked it.
+const LOCKED_SLEEP: Duration = Duration::from_millis(100);
+
+/// How long a transaction may take before its connection counts as lost.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tasks fired in one transaction.
 const MOST: i64 = 100;
@@ -27,9 +36,13 @@ const GRACE: SignedDuration = SignedDuration::from_secs(60);
 
 pub(crate) async fn run(node: Arc<Node>) {
     while !node.stop.is_cancelled() {
-        let pause = match fire_due(&node).await {
+        let fired = tokio::time::timeout(PATIENCE, fire_due(&node)).await;
+        let pause = match fired.unwrap_or_else(|_| Err(store::no_answer())) {
             Ok(pause) => pause,
             Err(error) => {
+                if store::classify(&error) == Failure::MissingTable {
+                    node.restore_queues(&error).await;
+                }
                 tracing::warn!(%error, "could not fire scheduled tasks, trying again");
                 LONGEST_SLEEP
             }
@@ -44,7 +57,7 @@ pub(crate) async fn run(node: Arc<Node>) {
 /// Fires what is due and returns how long to sleep.
 async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
     let namespace = &node.row.namespace;
-    let mut connection = node.client.pool().acquire().await?;
+    let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
     let due = scheduled_tasks::lock_due(&mut tx, namespace, MOST).await?;
     let mut fired = false;
@@ -67,13 +80,20 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
         node.client.bell().ring_all_here();
     }
     if !due.is_empty() {
+        connection.give_back();
         // A task that was behind may be due again.
         return Ok(Duration::ZERO);
     }
     let until_next = scheduled_tasks::until_next(&mut connection, namespace).await?;
-    Ok(until_next.map_or(LONGEST_SLEEP, |micros| {
-        Duration::from_micros(micros.max(1_000).unsigned_abs()).min(LONGEST_SLEEP)
-    }))
+    connection.give_back();
+    Ok(match until_next {
+        Some(micros @ 1..) => {
+            Duration::from_micros(micros.max(1_000).unsigned_abs()).min(LONGEST_SLEEP)
+        }
+        // Due, and locked by another node, which may have stopped in the middle of it.
+        Some(_) => LOCKED_SLEEP,
+        None => LONGEST_SLEEP,
+    })
 }
 
 /// The due time to fire for, if there is one, and the one after it.

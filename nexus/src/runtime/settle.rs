@@ -3,12 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Node, Route, add, lease::Lease};
+use super::{Node, Route, add, attempt, lease::Lease};
 use crate::{
     client::EmitError,
-    event::{Outgoing, PastError},
+    event::{EnvelopeMeta, Outgoing, PastError},
+    handler::Error,
     store::{
         self, Failure,
         event_log::Completion,
@@ -20,7 +21,10 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Verdict {
     /// Done; these events are stored with the completion.
-    Complete { emits: Vec<Outgoing> },
+    Complete {
+        emits: Vec<Outgoing>,
+        meta: Arc<EnvelopeMeta>,
+    },
     /// Back to the queue.
     Release {
         delay: Duration,
@@ -66,18 +70,28 @@ impl Settler {
     }
 }
 
+/// How long a statement may take before its connection counts as lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Most verdicts in one statement.
 const MOST: usize = 100;
 
-/// Starts the settler of a queue; it ends when every clone of the [`Settler`] is dropped.
-pub(crate) fn start(tracker: &TaskTracker, node: Arc<Node>, queue: String) -> Settler {
+/// Starts the settler of a queue; it ends when every clone of the [`Settler`] is dropped,
+/// or when it has to give up.
+pub(crate) fn start(
+    tracker: &TaskTracker,
+    node: Arc<Node>,
+    queue: String,
+    give_up: CancellationToken,
+) -> Settler {
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    tracker.spawn(async move {
+    let work = async move {
         let mut settlements = Vec::with_capacity(MOST);
         while receiver.recv_many(&mut settlements, MOST).await > 0 {
             store(&node, &queue, std::mem::take(&mut settlements)).await;
         }
-    });
+    };
+    tracker.spawn(give_up.run_until_cancelled_owned(work));
     Settler { sender }
 }
 
@@ -107,12 +121,14 @@ async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
     what: &str,
     queue: &str,
     settlements: &[Settlement],
+    no_answer: impl Fn(sqlx::Error) -> E,
     may_pass: impl Fn(&E) -> bool,
     operation: impl Fn() -> F,
 ) -> Result<Option<T>, E> {
     let mut pause = Duration::from_millis(20);
     loop {
-        match operation().await {
+        let done = tokio::time::timeout(PATIENCE, operation()).await;
+        match done.unwrap_or_else(|_| Err(no_answer(store::no_answer()))) {
             Ok(done) => return Ok(Some(done)),
             Err(error) if may_pass(&error) => {
                 if settlements
@@ -143,7 +159,7 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     let read_cts: Vec<i32> = settlements.iter().map(|s| s.lease.read_ct).collect();
     let (mut events, mut source) = (Vec::new(), Vec::new());
     for settlement in &settlements {
-        if let Verdict::Complete { emits } = &settlement.verdict {
+        if let Verdict::Complete { emits, .. } = &settlement.verdict {
             source.extend(emits.iter().map(|_| Some(settlement.lease.msg_id)));
             events.extend(emits.iter().cloned());
         }
@@ -158,25 +174,24 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         _ => false,
     };
     let (events, source, msg_ids, read_cts) = (&events, &source, &msg_ids, &read_cts);
-    let stored = insist("complete", queue, &settlements, transient, || async move {
-        let mut connection = node
-            .client
-            .pool()
-            .acquire()
-            .await
-            .map_err(EmitError::Connect)?;
-        if events.is_empty() {
-            let done = queue::complete(&mut connection, queue, msg_ids, read_cts).await;
-            return done
+    let operation = || async move {
+        let mut connection = node.connection().await.map_err(EmitError::Connect)?;
+        let done = if events.is_empty() {
+            queue::complete(&mut connection, queue, msg_ids, read_cts)
+                .await
                 .map(|completed| (completed, Vec::new()))
-                .map_err(|source| EmitError::Append { source });
-        }
-        node.client
-            .store_chunk(&mut connection, events, Some(completion), source)
-            .await
-            .map(|stored| (stored.completed, stored.queues.into_iter().collect()))
-    })
-    .await;
+                .map_err(|source| EmitError::Append { source })?
+        } else {
+            let client = &node.client;
+            let stored =
+                client.store_chunk(&mut connection, events, Some(completion), source).await?;
+            (stored.completed, stored.queues.into_iter().collect())
+        };
+        connection.give_back();
+        Ok(done)
+    };
+    let stored =
+        insist("complete", queue, &settlements, EmitError::Connect, transient, operation).await;
     match stored {
         Ok(Some((completed, queues))) => {
             node.client.wake(queues);
@@ -201,24 +216,31 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
             }
         }
         Err(error) => {
+            if let EmitError::MissingQueue { source } = &error {
+                node.restore_queues(source).await;
+            }
             for settlement in settlements {
-                let Verdict::Complete { .. } = settlement.verdict else {
+                let Verdict::Complete { meta, emits } = &settlement.verdict else {
                     continue;
                 };
                 tracing::error!(%error, queue, msg_id = settlement.lease.msg_id, "could not complete, trying again later");
-                let verdict = Verdict::Release {
-                    delay: Duration::from_secs(5),
-                    failure: None,
+                // What the handler emits is its own doing, so the attempt has failed.
+                let is_to_blame = !emits.is_empty()
+                    && matches!(&error, EmitError::Append { source } if store::classify(source) == Failure::Final);
+                let verdict = if is_to_blame {
+                    let error = Error::retryable(error.to_string());
+                    attempt::failure(&settlement.route, meta, &error)
+                } else {
+                    Verdict::Release {
+                        delay: Duration::from_secs(5),
+                        failure: None,
+                    }
                 };
-                release(
-                    node,
-                    queue,
-                    vec![Settlement {
-                        verdict,
-                        ..settlement
-                    }],
-                )
-                .await;
+                let settlement = Settlement {
+                    verdict,
+                    ..settlement
+                };
+                Box::pin(store(node, queue, vec![settlement])).await;
             }
         }
     }
@@ -243,10 +265,13 @@ async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         "give messages back",
         queue,
         &settlements,
+        std::convert::identity,
         may_pass,
         || async {
-            let mut connection = node.client.pool().acquire().await?;
-            queue::release(&mut connection, queue, &rows).await
+            let mut connection = node.connection().await?;
+            let released = queue::release(&mut connection, queue, &rows).await?;
+            connection.give_back();
+            Ok(released)
         },
     )
     .await;
@@ -291,11 +316,14 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
         errors: failed.errors.clone(),
     };
     let only = std::slice::from_ref(&settlement);
-    let stored = insist("dead-letter", queue, only, may_pass, || async {
-        let mut connection = node.client.pool().acquire().await?;
-        queue::dead_letter(&mut connection, queue, &burial).await
-    })
-    .await;
+    let operation = || async {
+        let mut connection = node.connection().await?;
+        let is_moved = queue::dead_letter(&mut connection, queue, &burial).await?;
+        connection.give_back();
+        Ok(is_moved)
+    };
+    let stored =
+        insist("dead-letter", queue, only, std::convert::identity, may_pass, operation).await;
     match stored {
         Ok(Some(true)) => {
             tracing::error!(

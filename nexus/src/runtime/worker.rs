@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use sqlx::{Connection, PgConnection};
-use tokio::sync::{OwnedRwLockReadGuard, mpsc};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, mpsc};
 
 use super::{
     Node, Route,
@@ -39,18 +40,32 @@ const LATE_SENDERS_MICROS: i64 = 5_000_000;
 /// How often a message may lose its lease without a verdict before it is dead-lettered.
 const MOST_ABANDONMENTS: u32 = 10;
 
-/// A batch that was filled within this time says that the handler could take more at once.
-const QUICK: Duration = Duration::from_millis(500);
+/// Messages of about this much work wait in the buffer. What waits here could run elsewhere.
+const AHEAD: Duration = Duration::from_millis(250);
+
+/// How fast a handler is, is measured over this time at least.
+const MEASURE_OVER: Duration = Duration::from_millis(100);
+
+/// A message that no slot has become free for within this time is given back.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a message that may kill its process keeps all others out at most: a handler that runs
+/// for an hour must not idle its node for so long.
+const ALONE_AT_MOST: Duration = Duration::from_secs(30);
 
 /// A handler of this queue and the messages of it that this node holds.
 struct Lane {
     route: Arc<Route>,
     buffer: VecDeque<Held>,
     running: usize,
-    /// How many messages may wait in the buffer; grows while the handler keeps up.
+    /// How many messages may wait in the buffer: as many as the handler gets through in [`AHEAD`].
     prefetch: usize,
+    measured_at: Instant,
+    /// Messages started since.
+    started: usize,
     not_before_micros: i64,
-    filled_at: Instant,
+    /// Each lane is swept on its own: one that is busy has no room when another one's turn comes.
+    swept_at: Option<Instant>,
     /// The last claim brought all that was asked for.
     has_more: bool,
 }
@@ -59,22 +74,20 @@ struct Lane {
 struct Held {
     message: Message,
     guard: Arc<OwnedRwLockReadGuard<()>>,
+    since: Instant,
 }
 
 impl Lane {
-    fn new(route: Arc<Route>, batch_size: usize) -> Self {
-        let prefetch = if route.descriptor.batch {
-            batch_size
-        } else {
-            route.concurrency
-        };
+    fn new(route: Arc<Route>) -> Self {
         Self {
             route,
             buffer: VecDeque::new(),
             running: 0,
-            prefetch,
+            prefetch: 0,
+            measured_at: Instant::now(),
+            started: 0,
             not_before_micros: 0,
-            filled_at: Instant::now(),
+            swept_at: None,
             has_more: false,
         }
     }
@@ -102,10 +115,7 @@ impl Lane {
 pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>, settler: Settler) {
     let bell = node.client.bell().of(&queue);
     let batch_size = node.settings.batch_size;
-    let mut lanes: Vec<Lane> = routes
-        .into_iter()
-        .map(|route| Lane::new(route, batch_size))
-        .collect();
+    let mut lanes: Vec<Lane> = routes.into_iter().map(Lane::new).collect();
     let (finished, mut ends) = mpsc::unbounded_channel::<usize>();
     let mut claimer = Claimer {
         node: Arc::clone(&node),
@@ -114,39 +124,50 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
     };
     let mut poll = SHORTEST_POLL;
     let mut next_poll = Instant::now();
-    let mut swept_at: Option<Instant> = None;
+    // No claim before: after an error, and while a message runs alone.
+    let mut rest_until = Instant::now();
+    let mut looked_for_suspects_at: Option<Instant> = None;
+    // Completes when nothing else runs in this process. The buffers have to be emptied meanwhile,
+    // here and in the other workers, so nobody may wait for it without starting attempts.
+    let mut alone: Option<BoxFuture<'static, OwnedRwLockWriteGuard<()>>> = None;
 
     while !node.stop.is_cancelled() {
         start_attempts(&node, &mut lanes, &settler, &finished);
+        for lane in &mut lanes {
+            lane.adapt(batch_size);
+            lane.give_back_stale(&settler);
+        }
         let rooms: Vec<usize> = lanes.iter().map(|lane| lane.room(batch_size)).collect();
-        let has_room = rooms.iter().any(|&room| room > 0);
+        let has_room = alone.is_none() && rooms.iter().any(|&room| room > 0);
         // A lane that has made room and probably has more waiting does not wait for the poll.
         let is_hungry = lanes
             .iter()
             .zip(&rooms)
             .any(|(lane, &room)| room > 0 && lane.has_more);
-        if has_room && (is_hungry || Instant::now() >= next_poll) {
-            let sweep = swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
+        let claim_at = if is_hungry { rest_until } else { next_poll.max(rest_until) };
+        if has_room && Instant::now() >= claim_at {
             // Not to be cancelled: what the server has given to us must be given back by us.
-            let Some(any) = claimer.fill(&mut lanes, &rooms, sweep, &settler).await else {
-                tokio::select! {
-                    () = tokio::time::sleep(node.settings.idle_poll) => {}
-                    () = node.stop.cancelled() => {}
+            match claimer.fill(&mut lanes, &rooms, &settler).await {
+                Filled::Claimed(any) => {
+                    poll = if any {
+                        SHORTEST_POLL
+                    } else {
+                        (poll * 2).min(node.settings.idle_poll)
+                    };
+                    next_poll = Instant::now() + poll;
                 }
-                continue;
-            };
-            if sweep {
-                swept_at = Some(Instant::now());
-                claimer.run_suspect(&lanes, &settler).await;
+                Filled::KeptOut => rest_until = Instant::now() + SHORTEST_POLL,
+                Filled::Failed => rest_until = Instant::now() + node.settings.idle_poll,
             }
-            poll = if any {
-                SHORTEST_POLL
-            } else {
-                (poll * 2).min(node.settings.idle_poll)
-            };
-            next_poll = Instant::now() + poll;
+            if looked_for_suspects_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+                looked_for_suspects_at = Some(Instant::now());
+                if claimer.has_suspect(&lanes).await {
+                    alone = Some(Box::pin(Arc::clone(&node.isolation).write_owned()));
+                }
+            }
             continue;
         }
+        let has_buffered = lanes.iter().any(|lane| !lane.buffer.is_empty());
         tokio::select! {
             Some(lane) = ends.recv() => {
                 lanes[lane].running -= 1;
@@ -158,7 +179,12 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
                 poll = SHORTEST_POLL;
                 next_poll = Instant::now();
             }
-            () = tokio::time::sleep_until(next_poll.into()), if has_room => {}
+            () = tokio::time::sleep_until(claim_at.into()), if has_room => {}
+            () = tokio::time::sleep(LONGEST_WAIT), if has_buffered => {}
+            guard = async { alone.as_mut().expect("it is awaited only if it is there").await }, if alone.is_some() => {
+                alone = None;
+                claimer.start_suspect(&mut lanes, guard, &settler, &finished).await;
+            }
             () = node.stop.cancelled() => {}
         }
     }
@@ -208,6 +234,7 @@ fn start_attempts(
                 continue;
             }
             lane.running += 1;
+            lane.started += messages.len();
             let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
             let (settler, finished) = (settler.clone(), finished.clone());
             tokio::spawn(async move {
@@ -228,6 +255,16 @@ fn give_back(settler: &Settler, route: &Arc<Route>, message: &Message) {
     settler.settle(Arc::clone(&message.lease), Arc::clone(route), verdict);
 }
 
+/// What became of a claim.
+enum Filled {
+    /// It was answered; whether it brought messages.
+    Claimed(bool),
+    /// A message runs alone or is about to.
+    KeptOut,
+    /// An error, which was reported.
+    Failed,
+}
+
 /// The worker's connection for claims: one of its own, so that handlers which hold every connection
 /// of the pool do not stop it.
 struct Claimer {
@@ -237,28 +274,26 @@ struct Claimer {
 }
 
 impl Claimer {
-    /// Claims messages into the lanes' buffers and returns whether there were any; `None` after an
-    /// error, which was reported.
-    async fn fill(
-        &mut self,
-        lanes: &mut [Lane],
-        rooms: &[usize],
-        sweep: bool,
-        settler: &Settler,
-    ) -> Option<bool> {
-        // Waits while a message that may kill this process runs.
-        let guard = tokio::select! {
-            guard = Arc::clone(&self.node.isolation).read_owned() => Arc::new(guard),
-            () = self.node.stop.cancelled() => return None,
+    /// Claims messages into the lanes' buffers.
+    async fn fill(&mut self, lanes: &mut [Lane], rooms: &[usize], settler: &Settler) -> Filled {
+        let Ok(guard) = Arc::clone(&self.node.isolation).try_read_owned() else {
+            return Filled::KeptOut;
         };
+        let guard = Arc::new(guard);
+        let sweeps: Vec<bool> = lanes
+            .iter()
+            .map(|lane| lane.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY))
+            .collect();
         let wants: Vec<Want> = lanes
             .iter()
-            .zip(rooms)
-            .filter(|&(_, &room)| room > 0)
-            .map(|(lane, &room)| lane.want(room, sweep))
+            .zip(rooms.iter().zip(&sweeps))
+            .filter(|&(_, (&room, _))| room > 0)
+            .map(|(lane, (&room, &sweep))| lane.want(room, sweep))
             .collect();
         let sent_at = Instant::now();
-        let claims = self.claim(&wants, Which::Ordinary).await?;
+        let Some(claims) = self.claim(&wants, Which::Ordinary).await else {
+            return Filled::Failed;
+        };
         let mut counts = vec![0_usize; lanes.len()];
         let mut newest = vec![i64::MIN; lanes.len()];
         let any = !claims.messages.is_empty();
@@ -272,6 +307,7 @@ impl Claimer {
             lanes[index].buffer.push_back(Held {
                 message: message.0,
                 guard: Arc::clone(&guard),
+                since: sent_at,
             });
         }
         for (index, lane) in lanes
@@ -279,12 +315,14 @@ impl Claimer {
             .enumerate()
             .filter(|(index, _)| rooms[*index] > 0)
         {
-            let full = counts[index] >= rooms[index];
-            lane.has_more = full;
-            lane.adapt(full, rooms[index], self.node.settings.batch_size);
-            if sweep && claims.at_micros > 0 {
+            lane.has_more = counts[index] >= rooms[index];
+            if !sweeps[index] {
+                continue;
+            }
+            lane.swept_at = Some(sent_at);
+            if claims.at_micros > 0 {
                 // Everything that was due is claimed, or everything older than the newest claimed.
-                let seen = if full {
+                let seen = if lane.has_more {
                     newest[index]
                 } else {
                     claims.at_micros
@@ -292,48 +330,69 @@ impl Claimer {
                 lane.not_before_micros = seen.saturating_sub(LATE_SENDERS_MICROS).max(0);
             }
         }
-        Some(any)
+        Filled::Claimed(any)
     }
 
-    /// Runs one message that has lost its lease before, with nothing beside it in this process.
-    async fn run_suspect(&mut self, lanes: &[Lane], settler: &Settler) {
+    /// Starts one message that has lost its lease before; `alone` says that nothing else runs.
+    async fn start_suspect(
+        &mut self,
+        lanes: &mut [Lane],
+        alone: OwnedRwLockWriteGuard<()>,
+        settler: &Settler,
+        finished: &mpsc::UnboundedSender<usize>,
+    ) {
         let wants: Vec<Want> = lanes.iter().map(|lane| lane.want(1, true)).collect();
-        if !self.has_suspect(&wants).await {
-            return;
-        }
-        let node = Arc::clone(&self.node);
-        let _alone = tokio::select! {
-            alone = node.isolation.write() => alone,
-            () = node.stop.cancelled() => return,
-        };
         let sent_at = Instant::now();
         let Some(claims) = self.claim(&wants, Which::Suspect).await else {
             return;
         };
+        let mut alone = Some(alone);
         for claimed in claims.messages {
-            let deadline = sent_at + node.settings.lease;
-            if let Some((index, (message, _))) = self.take_in(lanes, claimed, deadline, settler) {
-                let route = &lanes[index].route;
-                tracing::warn!(
-                    handler = route.name(),
-                    msg_id = message.lease.msg_id,
-                    abandoned = message.delivery.meta.headers.abandoned,
-                    "running a message alone, because it lost its lease repeatedly"
-                );
-                attempt::run(&node, route, settler, vec![message]).await;
-            }
+            let deadline = sent_at + self.node.settings.lease;
+            let Some((index, (message, _))) = self.take_in(lanes, claimed, deadline, settler)
+            else {
+                continue;
+            };
+            let lane = &mut lanes[index];
+            tracing::warn!(
+                handler = lane.route.name(),
+                msg_id = message.lease.msg_id,
+                abandoned = message.delivery.meta.headers.abandoned,
+                "running a message alone, because it lost its lease repeatedly"
+            );
+            lane.running += 1;
+            let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
+            let (settler, finished) = (settler.clone(), finished.clone());
+            let alone = alone.take();
+            tokio::spawn(async move {
+                let attempt = attempt::run(&node, &route, &settler, vec![message]);
+                tokio::pin!(attempt);
+                if tokio::time::timeout(ALONE_AT_MOST, &mut attempt).await.is_err() {
+                    drop(alone);
+                    attempt.await;
+                }
+                // The worker is gone only if the whole runtime is.
+                let _ = finished.send(index);
+            });
         }
     }
 
-    async fn has_suspect(&mut self, wants: &[Want]) -> bool {
-        let queue = self.queue.clone();
+    /// Whether a message waits that has to run alone.
+    async fn has_suspect(&mut self, lanes: &[Lane]) -> bool {
+        let wants: Vec<Want> = lanes.iter().map(|lane| lane.want(1, true)).collect();
+        let (queue, patience) = (self.queue.clone(), self.node.settings.lease / 2);
         let Some(connection) = self.connect().await else {
             return false;
         };
-        match queue::has_suspect(connection, &queue, wants).await {
-            Ok(found) => found,
-            Err(error) => {
+        let found = queue::has_suspect(connection, &queue, &wants);
+        match tokio::time::timeout(patience, found).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
                 self.failed(&error).await;
+                false
+            }
+            Err(_) => {
+                self.connection = None;
                 false
             }
         }
@@ -471,7 +530,9 @@ impl Claimer {
                 queue::prepare_to_claim(&mut connection).await?;
                 Ok::<_, sqlx::Error>(connection)
             };
-            match connected.await {
+            let patience = self.node.settings.lease / 2;
+            let connected = tokio::time::timeout(patience, connected).await;
+            match connected.unwrap_or_else(|_| Err(store::no_answer())) {
                 Ok(connection) => self.connection = Some(connection),
                 Err(error) => {
                     self.failed(&error).await;
@@ -509,20 +570,28 @@ impl Lane {
         }
     }
 
-    /// Lets the buffer grow while the handler empties it quickly, so that a slow one does not keep
-    /// messages that another node could handle.
-    fn adapt(&mut self, full: bool, room: usize, batch_size: usize) {
-        if self.route.descriptor.batch {
+    /// Fits the buffer to how fast the handler is, so that a slow one keeps no messages that another
+    /// node could handle.
+    fn adapt(&mut self, batch_size: usize) {
+        let over = self.measured_at.elapsed();
+        if over < MEASURE_OVER {
             return;
         }
-        let quick = self.filled_at.elapsed() < QUICK;
-        if full && quick && room > 1 {
-            self.prefetch = (self.prefetch * 2).min(batch_size.max(self.route.concurrency));
-        } else if !quick {
-            self.prefetch = self.route.concurrency.min(batch_size);
+        let ahead = self.started as u128 * AHEAD.as_micros() / over.as_micros();
+        let most = batch_size.max(self.route.concurrency);
+        self.prefetch = usize::try_from(ahead).unwrap_or(most).min(most);
+        self.started = 0;
+        self.measured_at = Instant::now();
+    }
+
+    /// Gives back what waits for too long, because the handler has become slow.
+    fn give_back_stale(&mut self, settler: &Settler) {
+        let is_stale = |held: &Held| held.since.elapsed() >= LONGEST_WAIT;
+        if self.running < self.route.concurrency || !self.buffer.front().is_some_and(is_stale) {
+            return;
         }
-        if room > 0 {
-            self.filled_at = Instant::now();
+        for held in self.buffer.drain(..) {
+            give_back(settler, &self.route, &held.message);
         }
     }
 }
@@ -540,13 +609,13 @@ impl Node {
             error = %found, namespace = self.row.namespace,
             "a queue is gone, restoring it empty; what waited in it is still in core.event_log"
         );
-        let restored = match self.client.pool().acquire().await {
-            Ok(mut connection) => {
-                store::subscriptions::restore_queues(&mut connection, &self.row.namespace).await
-            }
-            Err(error) => Err(error),
+        let restored = async {
+            let mut connection = self.connection().await?;
+            store::subscriptions::restore_queues(&mut connection, &self.row.namespace).await?;
+            connection.give_back();
+            Ok::<_, sqlx::Error>(())
         };
-        if let Err(error) = restored {
+        if let Err(error) = restored.await {
             tracing::error!(%error, "could not restore the queues, trying again at the next poll");
         }
     }

@@ -95,6 +95,14 @@ pub(crate) fn classify(error: &sqlx::Error) -> Failure {
     }
 }
 
+/// The error of a statement that nobody answered in time.
+pub(crate) fn no_answer() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        "the database gave no answer in time",
+    ))
+}
+
 /// The table of a queue, for the text of a statement.
 pub(crate) fn table(queue: &str) -> String {
     debug_assert!(

@@ -1,0 +1,725 @@
+//! What goes wrong beside a handler must not stop, lose or double anything: pools run dry,
+//! connections break, savepoints are abandoned, messages have to run alone, servers fall silent.
+
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nexus::{Client, Database, EmitError, prelude::*, testing::TestDatabase};
+use nexus_tests::{until, within};
+use sqlx::{Connection, PgConnection, PgPool};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::{Semaphore, mpsc, watch},
+};
+
+/// An order to a handler to behave in some way.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "fault.order")]
+struct Order {
+    number: i64,
+    say: String,
+}
+
+/// Something that only some handlers want.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "fault.side")]
+struct Side {
+    number: i64,
+}
+
+fn order(number: i64, say: &str) -> Order {
+    Order {
+        number,
+        say: say.to_owned(),
+    }
+}
+
+fn orders(count: i64) -> Vec<Order> {
+    (0..count).map(|number| order(number, "")).collect()
+}
+
+type Saw = mpsc::UnboundedSender<(&'static str, i64)>;
+type Gate = Arc<Semaphore>;
+
+async fn pass(gate: &Gate) {
+    gate.acquire().await.expect("the gate is never closed").forget();
+}
+
+#[handler(concurrency = 1)]
+async fn one_by_one(order: Order, saw: State<Saw>) {
+    let _ = saw.send(("one_by_one", order.number));
+}
+
+#[handler(group = "others", concurrency = 1)]
+async fn one_by_one_elsewhere(order: Order, saw: State<Saw>) {
+    let _ = saw.send(("elsewhere", order.number));
+}
+
+#[handler]
+async fn on_side(side: Side, saw: State<Saw>) {
+    let _ = saw.send(("on_side", side.number));
+}
+
+/// Keeps a slot for about half a second.
+#[handler(concurrency = 50)]
+async fn steady(order: Order) {
+    tokio::time::sleep(Duration::from_millis(
+        300 + order.number.unsigned_abs() * 37 % 400,
+    ))
+    .await;
+}
+
+#[handler(concurrency = 1)]
+async fn gated(order: Order, saw: State<Saw>, gate: State<Gate>) {
+    let _ = saw.send(("gated", order.number));
+    pass(&gate).await;
+}
+
+/// Holds a connection for as long as the gate is closed.
+#[handler]
+async fn holds_a_connection(order: Order, saw: State<Saw>, gate: State<Gate>, tx: &mut Tx) -> nexus::Result {
+    sqlx::query("select 1").execute(&mut **tx).await?;
+    let _ = saw.send(("holds", order.number));
+    pass(&gate).await;
+    Ok(())
+}
+
+/// Emits beside its transaction, which takes a second connection.
+#[handler(backoff = "fixed(10ms)", max_attempts = 1)]
+async fn emits_beside(order: Order, client: Client, tx: &mut Tx) -> nexus::Result {
+    sqlx::query("insert into effects values ($1)")
+        .bind(order.number)
+        .execute(&mut **tx)
+        .await?;
+    client
+        .emit(&Side {
+            number: order.number,
+        })
+        .await?;
+    Ok(())
+}
+
+#[handler(backoff = "fixed(10ms)", max_attempts = 3)]
+async fn uses_savepoints(order: Envelope<Order>, tx: &mut Tx) -> nexus::Result {
+    async fn insert(connection: &mut PgConnection, number: i64) -> sqlx::Result<()> {
+        sqlx::query("insert into effects values ($1)")
+            .bind(number)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+    insert(tx, order.number).await?;
+    let first = order.attempt() == 1;
+    match order.say.as_str() {
+        "commit" => {
+            let mut savepoint = tx.begin().await?;
+            insert(&mut savepoint, order.number + 100).await?;
+            savepoint.commit().await?;
+        }
+        "drop" => {
+            let mut savepoint = tx.begin().await?;
+            insert(&mut savepoint, order.number + 200).await?;
+        }
+        "forget" if first => mem::forget(tx.begin().await?),
+        "cancel" if first => {
+            // The statement is on its way when the future is dropped.
+            let begun = tokio::time::timeout(Duration::ZERO, tx.begin()).await;
+            assert!(begun.is_err(), "the savepoint was there at once");
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Violates a constraint that is checked at the commit.
+#[handler(backoff = "fixed(10ms)", max_attempts = 2)]
+async fn violates_at_commit(order: Order, tx: &mut Tx) -> nexus::Result {
+    sqlx::query("insert into deferred values ($1), ($1)")
+        .bind(order.number)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Returns an event that is over the limit.
+#[handler(max_attempts = 1)]
+async fn returns_too_much(order: Order) -> Option<Emit<Order>> {
+    (order.say != "enough").then(|| Emit(Order { say: "x".repeat(5_000), ..order }))
+}
+
+/// JSON that Postgres refuses: no numeric is that large.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "fault.huge")]
+struct Huge {
+    #[serde(serialize_with = "huge")]
+    number: f64,
+}
+
+fn huge<S: serde::Serializer>(_: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    let text = serde_json::value::RawValue::from_string("1e200000".to_owned());
+    text.expect("it is JSON").serialize(serializer)
+}
+
+#[handler(max_attempts = 2, backoff = "fixed(10ms)")]
+async fn returns_what_is_refused(_order: Order) -> Emit<Huge> {
+    Emit(Huge { number: 0.0 })
+}
+
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+#[handler(concurrency = 1, max_attempts = 2, backoff = "fixed(10ms)", timeout = "50ms")]
+async fn panics_when_dropped(order: Order, saw: State<Saw>) {
+    if order.say == "hang" {
+        let _bomb = PanicsWhenDropped;
+        std::future::pending::<()>().await;
+    }
+    let _ = saw.send(("survivor", order.number));
+}
+
+#[handler(backoff = "fixed(10ms)", max_attempts = 1000, concurrency = 8)]
+async fn has_an_effect(order: Order, tx: &mut Tx) -> nexus::Result<Emit<Side>> {
+    sqlx::query("insert into effects values ($1)")
+        .bind(order.number)
+        .execute(&mut **tx)
+        .await?;
+    Ok(Emit(Side {
+        number: order.number,
+    }))
+}
+
+#[handler]
+async fn counts_sides(side: Side, tx: &mut Tx) -> nexus::Result {
+    sqlx::query("insert into sides values ($1)")
+        .bind(side.number)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+#[handler(group = "newcomer")]
+async fn newcomer(order: Envelope<Order>, saw: State<Saw>) {
+    let _ = saw.send(("newcomer", order.number));
+}
+
+/// Runs until it is told to stop, whatever happens to the database.
+#[handler]
+async fn endless(order: Order, saw: State<Saw>, tx: &mut Tx) -> nexus::Result {
+    let _ = saw.send(("endless", order.number));
+    sqlx::query("select pg_sleep(600)").execute(&mut **tx).await?;
+    Ok(())
+}
+
+struct Test {
+    database: TestDatabase,
+    pool: PgPool,
+    sender: Saw,
+    saw: mpsc::UnboundedReceiver<(&'static str, i64)>,
+    gate: Gate,
+}
+
+impl Test {
+    async fn new() -> Self {
+        let database = TestDatabase::new().await;
+        let pool = database.pool().await;
+        for table in [
+            "create table effects (number bigint)",
+            "create table sides (number bigint)",
+            "create table deferred (number bigint unique deferrable initially deferred)",
+        ] {
+            sqlx::query(table).execute(&pool).await.unwrap();
+        }
+        let (sender, saw) = mpsc::unbounded_channel();
+        Self {
+            database,
+            pool,
+            sender,
+            saw,
+            gate: Arc::new(Semaphore::new(0)),
+        }
+    }
+
+    fn app<'a>(&self, handlers: impl IntoIterator<Item = &'a str>) -> App {
+        App::discover()
+            .only(handlers)
+            .database_url(self.database.url())
+            .idle_poll(Duration::from_millis(25))
+            .state(self.sender.clone())
+            .state(Arc::clone(&self.gate))
+    }
+
+    async fn next(&mut self) -> (&'static str, i64) {
+        within("a handler runs", self.saw.recv())
+            .await
+            .expect("the sender is kept")
+    }
+
+    async fn numbers(&self, table: &str) -> Vec<i64> {
+        let text = format!("select number from {table} order by 1");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(text))
+            .fetch_all(&self.pool)
+            .await
+            .unwrap()
+    }
+
+    async fn client(&self) -> Client {
+        let database = Database::from_url(self.database.url(), "the test").unwrap();
+        Client::connect(&database, "demo").await.unwrap()
+    }
+
+    /// Subscribes the handlers and emits while nobody runs.
+    async fn prepare<'a>(&self, handlers: impl IntoIterator<Item = &'a str>, events: &[Order]) {
+        nexus::start(self.app(handlers)).await.unwrap().shutdown().await;
+        self.client().await.emit_all(events).await.unwrap();
+    }
+}
+
+async fn stop(app: nexus::Handle) {
+    within("the node stops", app.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_message_that_has_to_run_alone_waits_for_its_neighbours_and_they_for_it() {
+    let mut test = Test::new().await;
+    let handlers = ["one_by_one", "one_by_one_elsewhere"];
+    test.prepare(handlers, &orders(200)).await;
+    for queue in ["q_core_events_demo", "q_core_events_demo__others"] {
+        let text = format!(
+            "update pgmq.{queue} set read_ct = 3, headers = headers || '{{\"abandoned\": 2}}' where msg_id in (5, 150)"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(text)).execute(&test.pool).await.unwrap();
+    }
+    let app = nexus::start(test.app(handlers)).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    assert!(app.stats().iter().all(|stats| stats.completed == 200), "{:?}", app.stats());
+    stop(app).await;
+    let mut runs = 0;
+    while test.saw.try_recv().is_ok() {
+        runs += 1;
+    }
+    assert_eq!(runs, 400);
+}
+
+#[tokio::test]
+async fn a_busy_handler_is_not_slowed_to_the_poll_by_an_idle_one() {
+    let test = Test::new().await;
+    test.prepare(["one_by_one", "on_side"], &orders(3_000)).await;
+    let app = nexus::start(test.app(["one_by_one", "on_side"]).batch_size(5)).await.unwrap();
+    let begun = Instant::now();
+    within("all is settled", app.idle()).await.unwrap();
+    // A batch for each poll would take half a minute.
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn an_idle_handler_is_polled_for_while_another_is_busy() {
+    let mut test = Test::new().await;
+    test.prepare(["steady", "on_side"], &orders(1_000)).await;
+    let app = test.app(["steady", "on_side"]).batch_size(1_000).idle_poll(Duration::from_millis(250));
+    let app = nexus::start(app.shutdown_timeout(Duration::ZERO)).await.unwrap();
+    until("the other handler is busy", || async {
+        (app.stats().iter().any(|stats| stats.completed > 100)).then_some(())
+    })
+    .await;
+    // Rings no bell.
+    sqlx::query("select core.emit('demo', 'fault.side', '{\"number\": 7}')")
+        .execute(&test.pool)
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    assert_eq!(test.next().await, ("on_side", 7));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn what_a_busy_node_has_no_slot_for_another_node_runs() {
+    let mut test = Test::new().await;
+    test.prepare(["gated"], &orders(2)).await;
+    let one = nexus::start(test.app(["gated"])).await.unwrap();
+    let first = test.next().await;
+    let two = nexus::start(test.app(["gated"])).await.unwrap();
+    let second = test.next().await;
+    assert_ne!(first, second);
+    test.gate.add_permits(2);
+    within("all is settled", one.idle()).await.unwrap();
+    assert_eq!((one.stats()[0].completed, two.stats()[0].completed), (1, 1));
+    stop(one).await;
+    stop(two).await;
+}
+
+#[tokio::test]
+async fn handlers_that_hold_every_connection_do_not_hold_up_the_node() {
+    let mut test = Test::new().await;
+    let app = test.app(["holds_a_connection", "on_side", "on_tick"]).pool_size(2);
+    let app = nexus::start(app).await.unwrap();
+    let client = test.client().await;
+    client.emit_all(&orders(8)).await.unwrap();
+    assert_eq!(test.next().await.0, "holds");
+    // Everything else goes on: other handlers are settled, ticks fire, foreign messages are adopted.
+    client.emit(&Side { number: 1 }).await.unwrap();
+    sqlx::query(
+        "select pgmq.send('core_events_demo', '{\"eventType\": \"fault.side\", \"payload\": {\"number\": 2}, \"emittedAt\": \"2026-01-01T00:00:00Z\"}')",
+    )
+    .execute(&test.pool)
+    .await
+    .unwrap();
+    let completed = |app: &nexus::Handle, name: &str| {
+        app.stats().iter().find(|stats| stats.handler == name).map_or(0, |stats| stats.completed)
+    };
+    until("the others are settled", || async {
+        (completed(&app, "on_side") == 2 && completed(&app, "on_tick") > 0).then_some(())
+    })
+    .await;
+    test.gate.add_permits(8);
+    until("all are settled", || async { (completed(&app, "holds_a_connection") == 8).then_some(()) }).await;
+    assert!(app.stats().iter().all(|stats| stats.retried + stats.snoozed == 0), "{:?}", app.stats());
+    stop(app).await;
+}
+
+#[cron("* * * * * *")]
+async fn on_tick() {}
+
+#[tokio::test]
+async fn handlers_that_emit_beside_their_transaction_do_not_starve_each_other() {
+    let test = Test::new().await;
+    let app = test.app(["emits_beside", "counts_sides"]).pool_size(2);
+    let app = nexus::start(app).await.unwrap();
+    test.client().await.emit_all(&orders(50)).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    assert!(app.client().dead_letters("default", 100).await.unwrap().is_empty());
+    assert_eq!(test.numbers("effects").await, (0..50).collect::<Vec<i64>>());
+    assert_eq!(test.numbers("sides").await, (0..50).collect::<Vec<i64>>());
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn savepoints_that_are_dropped_forgotten_or_cancelled_lose_nothing() {
+    let test = Test::new().await;
+    let app = nexus::start(test.app(["uses_savepoints"])).await.unwrap();
+    let says = ["", "commit", "drop", "forget", "cancel"];
+    let events: Vec<Order> = (0..).zip(says).map(|(number, say)| order(number, say)).collect();
+    app.client().emit_all(&events).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    assert_eq!(test.numbers("effects").await, [0, 1, 2, 3, 4, 101]);
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn a_violation_that_shows_at_the_commit_is_a_failed_attempt() {
+    let test = Test::new().await;
+    let app = nexus::start(test.app(["violates_at_commit"])).await.unwrap();
+    app.client().emit(&order(1, "")).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    let letters = app.client().dead_letters("default", 10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].attempts, 2);
+    let error = letters[0].error.as_deref().unwrap();
+    assert!(error.contains("deferred_number_key"), "{error}");
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_refused_before_it_aborts_a_transaction() {
+    let test = Test::new().await;
+    let app = nexus::start(test.app(["on_side"])).await.unwrap();
+    let client = app.client();
+    let mut tx = test.pool.begin().await.unwrap();
+    let event = order(1, "");
+    let bad = "a\0b";
+    for refused in [
+        client.emit_in(&mut tx, &event).correlation_id(bad).await,
+        client.emit_in(&mut tx, &event).traceparent(bad).await,
+        client.emit_in(&mut tx, &event).idempotency_key(bad).await,
+        client.emit_in(&mut tx, &event).idempotency_key("x".repeat(5_000)).await,
+    ] {
+        assert!(matches!(refused, Err(EmitError::Encode(_))), "{refused:?}");
+    }
+    // The transaction goes on.
+    client.emit_in(&mut tx, &event).await.unwrap();
+    tx.commit().await.unwrap();
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn a_returned_event_over_the_limit_is_refused_like_any_other() {
+    let test = Test::new().await;
+    let app = test.app(["returns_too_much"]).max_payload_bytes(1_000);
+    let app = nexus::start(app).await.unwrap();
+    app.client().emit(&order(1, "")).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    let letters = app.client().dead_letters("default", 10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    let error = letters[0].error.as_deref().unwrap();
+    assert!(error.contains("the limit is 1000"), "{error}");
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn a_returned_event_that_the_server_refuses_is_a_failed_attempt() {
+    let test = Test::new().await;
+    let app = nexus::start(test.app(["returns_what_is_refused"])).await.unwrap();
+    app.client().emit(&order(1, "")).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    let letters = app.client().dead_letters("default", 10).await.unwrap();
+    assert_eq!((letters.len(), letters[0].attempts), (1, 2));
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn a_panic_while_a_handler_is_dropped_is_a_failed_attempt() {
+    let mut test = Test::new().await;
+    let app = nexus::start(test.app(["panics_when_dropped"])).await.unwrap();
+    app.client().emit(&order(1, "hang")).await.unwrap();
+    app.client().emit(&order(2, "")).await.unwrap();
+    assert_eq!(test.next().await, ("survivor", 2));
+    within("all is settled", app.idle()).await.unwrap();
+    let letters = app.client().dead_letters("default", 10).await.unwrap();
+    assert_eq!((letters.len(), letters[0].attempts), (1, 2));
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn a_handler_that_starts_amid_emits_gets_each_event_once() {
+    let mut test = Test::new().await;
+    let emitter = nexus::start(test.app(["on_side"])).await.unwrap();
+    let stopped = Arc::new(AtomicBool::new(false));
+    let tasks: Vec<_> = (0..4)
+        .map(|task| {
+            let (client, stopped, pool) = (emitter.client().clone(), Arc::clone(&stopped), test.pool.clone());
+            tokio::spawn(async move {
+                let mut number = task * 1_000_000;
+                while !stopped.load(Ordering::Relaxed) {
+                    number += 1;
+                    let event = order(number, "");
+                    match number % 3 {
+                        0 => drop(client.emit(&event).await.unwrap()),
+                        1 => {
+                            let mut tx = client.begin().await.unwrap();
+                            tx.emit(&event).unwrap();
+                            tx.commit().await.unwrap();
+                        }
+                        _ => {
+                            let mut tx = pool.begin().await.unwrap();
+                            sqlx::query("set transaction isolation level repeatable read").execute(&mut *tx).await.unwrap();
+                            client.emit_in(&mut tx, &event).await.unwrap();
+                            tx.commit().await.unwrap();
+                        }
+                    }
+                }
+                number
+            })
+        })
+        .collect();
+    let logged = || async {
+        sqlx::query_scalar::<_, i64>("select count(*) from core.event_log").fetch_one(&test.pool).await.unwrap()
+    };
+    until("emits are under way", || async { (logged().await > 200).then_some(()) }).await;
+    let node = nexus::start(test.app(["newcomer"])).await.unwrap();
+    // Committed after the registration, so owed for certain.
+    let since: i64 = sqlx::query_scalar("select max(event_id) from core.event_log").fetch_one(&test.pool).await.unwrap();
+    let enough = logged().await + 500;
+    until("emits go on", || async { (logged().await > enough).then_some(()) }).await;
+    stopped.store(true, Ordering::Relaxed);
+    for task in tasks {
+        within("the emitter ends", task).await.unwrap();
+    }
+    let owed: Vec<i64> = sqlx::query_scalar(
+        "select (payload ->> 'number')::bigint from core.event_log
+         where event_type = 'fault.order' and event_id > $1 + 10",
+    )
+    .bind(since)
+    .fetch_all(&test.pool)
+    .await
+    .unwrap();
+    until("the cut is settled", || async {
+        let unsettled: i64 =
+            sqlx::query_scalar("select count(*) from core.subscriptions where since_snapshot is not null")
+                .fetch_one(&test.pool)
+                .await
+                .unwrap();
+        (unsettled == 0).then_some(())
+    })
+    .await;
+    within("all is settled", node.idle()).await.unwrap();
+    let mut seen: HashMap<i64, usize> = HashMap::new();
+    while let Ok((_, number)) = test.saw.try_recv() {
+        *seen.entry(number).or_default() += 1;
+    }
+    assert!(seen.values().all(|times| *times == 1), "an event was delivered twice");
+    let missing: Vec<&i64> = owed.iter().filter(|number| !seen.contains_key(number)).collect();
+    assert!(missing.is_empty(), "{} of {} are missing", missing.len(), owed.len());
+    stop(node).await;
+    stop(emitter).await;
+}
+
+#[tokio::test]
+async fn connections_that_break_at_random_lose_and_double_nothing() {
+    let test = Test::new().await;
+    let app = test.app(["has_an_effect", "counts_sides"]).lease(Duration::from_secs(2));
+    let app = nexus::start(app).await.unwrap();
+    test.client().await.emit_all(&orders(1_500)).await.unwrap();
+    let mut broken = 0_u64;
+    while broken < 60 {
+        let gone: i64 = sqlx::query_scalar(
+            "select count(pg_terminate_backend(pid)) from (
+                 select pid from pg_stat_activity
+                 where datname = current_database() and application_name = 'nexus'
+                 order by random() limit 2) a",
+        )
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
+        broken += gone.unsigned_abs();
+        tokio::task::yield_now().await;
+    }
+    // The connection that asks may be one of the broken ones.
+    until("all is settled", || async { app.idle().await.ok() }).await;
+    assert_eq!(test.numbers("effects").await, (0..1_500).collect::<Vec<i64>>());
+    assert_eq!(test.numbers("sides").await, (0..1_500).collect::<Vec<i64>>());
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn peeks_of_the_original_system_take_nothing_away() {
+    let test = Test::new().await;
+    let app = nexus::start(test.app(["has_an_effect", "counts_sides"])).await.unwrap();
+    let client = test.client().await;
+    let peeks = async {
+        loop {
+            sqlx::query("select * from pgmq.read('core_events_demo', 0, 10)").execute(&test.pool).await.unwrap();
+        }
+    };
+    let work = async {
+        for chunk in orders(600).chunks(20) {
+            client.emit_all(chunk).await.unwrap();
+        }
+        within("all is settled", app.idle()).await.unwrap();
+    };
+    tokio::select! {
+        () = peeks => {}
+        () = work => {}
+    }
+    assert_eq!(test.numbers("effects").await, (0..600).collect::<Vec<i64>>());
+    assert_eq!(test.numbers("sides").await, (0..600).collect::<Vec<i64>>());
+    assert!(app.client().dead_letters("default", 10).await.unwrap().is_empty());
+    stop(app).await;
+}
+
+/// Passes connections on to the test's server until it is told to fall silent or to refuse.
+struct Proxy {
+    url: String,
+    state: watch::Sender<Line>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Up,
+    /// Connections stay open and nothing comes through.
+    Silent,
+    /// Connections are broken and refused.
+    Down,
+}
+
+impl Proxy {
+    async fn new(database: &TestDatabase) -> Self {
+        let target: sqlx::postgres::PgConnectOptions = database.url().parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let options = target.clone().host("127.0.0.1").port(port);
+        let user = options.get_username().to_owned();
+        let name = options.get_database().unwrap_or(&user).to_owned();
+        let url = format!("postgres://{user}@127.0.0.1:{port}/{name}?sslmode=disable");
+        let (state, watched) = watch::channel(Line::Up);
+        tokio::spawn(async move {
+            while let Ok((from, _)) = listener.accept().await {
+                tokio::spawn(pass_on(from, target.clone(), watched.clone()));
+            }
+        });
+        Self { url, state }
+    }
+}
+
+async fn pass_on(mut from: TcpStream, target: sqlx::postgres::PgConnectOptions, mut line: watch::Receiver<Line>) {
+    let mut state = *line.borrow_and_update();
+    while state == Line::Silent {
+        // Held open until something changes.
+        if line.changed().await.is_err() {
+            return;
+        }
+        state = *line.borrow_and_update();
+    }
+    if state == Line::Down {
+        return;
+    }
+    let changed = async {
+        let _ = line.changed().await;
+        *line.borrow_and_update()
+    };
+    let ended = match target.get_socket() {
+        Some(folder) => {
+            let path = folder.join(format!(".s.PGSQL.{}", target.get_port()));
+            let mut to = UnixStream::connect(path).await.unwrap();
+            tokio::select! {
+                _ = copy_bidirectional(&mut from, &mut to) => return,
+                state = changed => (state, Some(to), None),
+            }
+        }
+        None => {
+            let mut to = TcpStream::connect((target.get_host(), target.get_port())).await.unwrap();
+            tokio::select! {
+                _ = copy_bidirectional(&mut from, &mut to) => return,
+                state = changed => (state, None, Some(to)),
+            }
+        }
+    };
+    if ended.0 == Line::Silent {
+        // Both ends stay open, and nothing is read any more.
+        let _ = line.changed().await;
+    }
+}
+
+async fn stops_although_the_database_is(line: Line) {
+    let mut test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let app = test
+        .app(["endless", "gated"])
+        .database_url(&proxy.url)
+        .lease(Duration::from_secs(3))
+        .shutdown_timeout(Duration::from_millis(500));
+    let app = nexus::start(app).await.unwrap();
+    app.client().emit_all(&orders(5)).await.unwrap();
+    for _ in 0..6 {
+        test.next().await;
+    }
+    proxy.state.send(line).unwrap();
+    // The handler without a transaction ends, and its verdict has nowhere to go.
+    test.gate.add_permits(1);
+    let begun = Instant::now();
+    stop(app).await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn stops_although_the_database_is_silent() {
+    stops_although_the_database_is(Line::Silent).await;
+}
+
+#[tokio::test]
+async fn stops_although_the_database_is_down() {
+    stops_although_the_database_is(Line::Down).await;
+}

@@ -1,0 +1,155 @@
+//! What the README and `docs/` show works as printed: the test, and every query; and the tests that
+//! the README names exist.
+
+use nexus::{prelude::*, testing::TestDatabase};
+use nexus_tests::until;
+
+/// Somebody has signed up.
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "user.signed_up", key = user_id)]
+struct SignedUp {
+    user_id: i64,
+    email: String,
+}
+
+/// An account has been opened for a user.
+#[derive(Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "account.opened", key = user_id)]
+struct AccountOpened {
+    user_id: i64,
+}
+
+/// With the transaction: the row, the event that follows and the completion commit together.
+#[handler]
+async fn open_account(user: SignedUp, tx: &mut Tx) -> nexus::Result<Emit<AccountOpened>> {
+    sqlx::query("insert into accounts (user_id) values ($1)")
+        .bind(user.user_id)
+        .execute(&mut **tx)
+        .await?;
+    Ok(Emit(AccountOpened {
+        user_id: user.user_id,
+    }))
+}
+
+#[tokio::test]
+async fn an_account_is_opened_once() -> nexus::Result {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    sqlx::query("create table accounts (user_id bigint)")
+        .execute(&pool)
+        .await?;
+
+    let app = App::discover()
+        .only(["open_account"])
+        .database_url(database.url());
+    let app = nexus::start(app).await?;
+    let user = SignedUp {
+        user_id: 7,
+        email: "ada@example.com".to_owned(),
+    };
+    app.client().emit(&user).await?;
+    app.idle().await?;
+
+    let accounts: Vec<i64> = sqlx::query_scalar("select user_id from accounts")
+        .fetch_all(&pool)
+        .await?;
+    assert_eq!(accounts, [7]);
+    app.shutdown().await;
+    Ok(())
+}
+
+const README: &str = include_str!("../../README.md");
+const ENVELOPE: &str = include_str!("../../docs/envelope.md");
+
+#[test]
+fn the_readme_shows_the_items_of_this_file() {
+    let this = include_str!("readme.rs");
+    let items = this
+        .split("\n\n")
+        .filter(|item| item.contains("user_id") && item.starts_with("/// "));
+    let test = this
+        .split_once("#[tokio::test]\nasync fn an_account")
+        .and_then(|(_, rest)| rest.split_once("\n}\n"))
+        .map(|(test, _)| test)
+        .expect("the test stands above");
+    for shown in items.chain([test]) {
+        assert!(README.contains(shown), "the README does not show\n{shown}");
+    }
+}
+
+#[test]
+fn the_tests_that_hold_the_promises_exist() {
+    let (_, promises) = README
+        .split_once("## What is promised")
+        .expect("the README has the section");
+    let rows = promises
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1)
+        .take_while(|line| line.starts_with('|'));
+    let mut held = 0;
+    for row in rows {
+        // The last cell: `file`: `test`, `test`; `file`: `test`
+        let cell = row.trim_end_matches(['|', ' ']).rsplit(" | ").next();
+        for tests in cell.unwrap_or_default().split("; ") {
+            let mut names = tests.split('`').skip(1).step_by(2);
+            let file = names.next().unwrap_or_default();
+            let path = format!("{}/tests/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+            let source = std::fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{path}: {error}, in\n{row}"));
+            for name in names {
+                assert!(
+                    source.contains(&format!("fn {name}(")),
+                    "{file}.rs has no test {name}, in\n{row}"
+                );
+                held += 1;
+            }
+        }
+    }
+    assert!(held > 20, "found only {held} names of tests");
+}
+
+/// The blocks of a document that are marked as SQL.
+fn sql_blocks(document: &str) -> Vec<&str> {
+    document
+        .split("```sql\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("```").map(|(block, _)| block))
+        .collect()
+}
+
+#[tokio::test]
+async fn every_query_runs_and_what_it_emits_is_handled() -> nexus::Result {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    sqlx::query("create table accounts (user_id bigint)")
+        .execute(&pool)
+        .await?;
+    let app = App::discover()
+        .only(["open_account"])
+        .name("accounts")
+        .namespace("shop")
+        .database_url(database.url());
+    let app = nexus::start(app).await?;
+
+    let blocks = [sql_blocks(README), sql_blocks(ENVELOPE)].concat();
+    assert!(blocks.len() >= 4, "{} blocks", blocks.len());
+    for block in blocks {
+        let text = sqlx::AssertSqlSafe(block.to_owned());
+        if let Err(error) = sqlx::raw_sql(text).execute(&pool).await {
+            panic!("{error} in\n{block}");
+        }
+    }
+    // From SQL, twice, and from a program that knows nothing of nexus, whose message waits in the main
+    // queue until it is adopted.
+    let opened = until("three accounts are opened", || async {
+        let opened: Vec<i64> = sqlx::query_scalar("select user_id from accounts order by 1")
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+        (opened.len() == 3).then_some(opened)
+    });
+    assert_eq!(opened.await, [7, 8, 9]);
+    app.shutdown().await;
+    Ok(())
+}

@@ -244,7 +244,7 @@ impl App {
     }
 
     /// Most connections of the pool; default 20. A handler with `&mut Tx` holds one while it runs.
-    /// A node opens about four more of its own.
+    /// All but one may be held by such handlers. A node opens up to eight more of its own.
     pub fn pool_size(mut self, connections: u32) -> Self {
         self.overrides.pool_size = Some(connections.max(2));
         self
@@ -492,10 +492,21 @@ pub async fn run(app: App) -> crate::Result {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .try_init();
-    let handle = start(app).await?;
+    let mut signals = Signals::new();
+    let starting = start(app);
+    tokio::pin!(starting);
+    let (handle, is_signalled) = tokio::select! {
+        handle = &mut starting => (handle?, false),
+        // What has registered is to deregister; a database that gives no answer is not waited for.
+        () = signals.next() => match tokio::time::timeout(Duration::from_secs(5), starting).await {
+            Ok(handle) => (handle?, true),
+            Err(_) => return Ok(()),
+        },
+    };
     let fenced = handle.fenced();
     let was_fenced = tokio::select! {
-        () = signal() => false,
+        () = async {}, if is_signalled => false,
+        () = signals.next() => false,
         () = fenced => true,
     };
     tracing::info!("stopping, a second signal stops at once");
@@ -504,7 +515,7 @@ pub async fn run(app: App) -> crate::Result {
     tokio::pin!(shutdown);
     tokio::select! {
         () = &mut shutdown => {}
-        () = signal() => {
+        () = signals.next() => {
             abort.cancel();
             shutdown.await;
         }
@@ -515,21 +526,43 @@ pub async fn run(app: App) -> crate::Result {
     Ok(())
 }
 
-async fn signal() {
+/// SIGINT and SIGTERM. Made before the app starts: from then on a signal is kept until it is asked
+/// for, and does not end a process that has just registered.
+struct Signals {
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+    both: Option<[tokio::signal::unix::Signal; 2]>,
+}
+
+impl Signals {
+    fn new() -> Self {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let both = signal(SignalKind::interrupt())
+                .and_then(|interrupt| Ok([interrupt, signal(SignalKind::terminate())?]));
+            Self { both: both.ok() }
+        }
+        #[cfg(not(unix))]
+        Self {}
+    }
+
+    async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some([interrupt, terminate]) = &mut self.both {
             tokio::select! {
+                _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
             }
             return;
         }
+        // Without a handler the signal ends the process, which is what it should do.
+        let _ = tokio::signal::ctrl_c().await;
     }
-    // Without a handler the signal ends the process, which is what it should do.
-    let _ = tokio::signal::ctrl_c().await;
 }
+
+/// Most connections that the loops of a node share, beside the one that each of them claims, listens
+/// or beats with.
+const OWN_CONNECTIONS: u32 = 4;
 
 /// Starts an app and returns once it is registered and its handlers are at work.
 ///
@@ -567,6 +600,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         other => StartError::Connect(other),
     })?;
     let pool = database.pool(config.pool_size).await?;
+    let own_pool = database.pool(OWN_CONNECTIONS).await?;
     let registered = register::register(&app, &config, &pool).await?;
 
     let limits = Limits {
@@ -578,6 +612,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     let stop = CancellationToken::new();
     let fenced = CancellationToken::new();
     let leases = runtime::Leases::default();
+    let alive = CancellationToken::new();
     let control = Control::start(runtime::Duty {
         options: database.options().clone(),
         node: registered.node.clone(),
@@ -585,13 +620,14 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         lease: config.lease,
         leases: leases.clone(),
         fenced: fenced.clone(),
+        gone: alive.clone(),
     })
     .map_err(StartError::Thread)?;
     log_collected(&app, &registered.node.id, &config.namespace, &database);
     let node = Arc::new(Node {
         row: registered.node,
         epoch: registered.epoch,
-        pool: database.pool(4).await?,
+        pool: own_pool,
         transactions: Arc::new(Semaphore::new(config.pool_size.max(2) as usize - 1)),
         options: database.options().clone(),
         settings: Settings {
@@ -612,6 +648,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         stop,
         abort: CancellationToken::new(),
         isolation: Arc::new(RwLock::new(())),
+        alive: alive.drop_guard(),
     });
     let running = runtime::start(node, control, registered.routes, registered.main_queue);
     Ok(Handle {

@@ -16,7 +16,7 @@ struct MinutePassed {
     n: u32,
 }
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: Duration = Duration::from_hours(24);
 
 async fn client(database: &TestDatabase) -> nexus::Client {
     let database = Database::from_url(database.url(), "the test").unwrap();

@@ -50,7 +50,10 @@ type Saw = mpsc::UnboundedSender<(&'static str, i64)>;
 type Gate = Arc<Semaphore>;
 
 async fn pass(gate: &Gate) {
-    gate.acquire().await.expect("the gate is never closed").forget();
+    gate.acquire()
+        .await
+        .expect("the gate is never closed")
+        .forget();
 }
 
 #[handler(concurrency = 1)]
@@ -85,7 +88,12 @@ async fn gated(order: Order, saw: State<Saw>, gate: State<Gate>) {
 
 /// Holds a connection for as long as the gate is closed.
 #[handler]
-async fn holds_a_connection(order: Order, saw: State<Saw>, gate: State<Gate>, tx: &mut Tx) -> nexus::Result {
+async fn holds_a_connection(
+    order: Order,
+    saw: State<Saw>,
+    gate: State<Gate>,
+    tx: &mut Tx,
+) -> nexus::Result {
     sqlx::query("select 1").execute(&mut **tx).await?;
     let _ = saw.send(("holds", order.number));
     pass(&gate).await;
@@ -152,7 +160,12 @@ async fn violates_at_commit(order: Order, tx: &mut Tx) -> nexus::Result {
 /// Returns an event that is over the limit.
 #[handler(max_attempts = 1)]
 async fn returns_too_much(order: Order) -> Option<Emit<Order>> {
-    (order.say != "enough").then(|| Emit(Order { say: "x".repeat(5_000), ..order }))
+    (order.say != "enough").then(|| {
+        Emit(Order {
+            say: "x".repeat(5_000),
+            ..order
+        })
+    })
 }
 
 /// JSON that Postgres refuses: no numeric is that large.
@@ -181,7 +194,12 @@ impl Drop for PanicsWhenDropped {
     }
 }
 
-#[handler(concurrency = 1, max_attempts = 2, backoff = "fixed(10ms)", timeout = "50ms")]
+#[handler(
+    concurrency = 1,
+    max_attempts = 2,
+    backoff = "fixed(10ms)",
+    timeout = "50ms"
+)]
 async fn panics_when_dropped(order: Order, saw: State<Saw>) {
     if order.say == "hang" {
         let _bomb = PanicsWhenDropped;
@@ -219,7 +237,9 @@ async fn newcomer(order: Envelope<Order>, saw: State<Saw>) {
 #[handler]
 async fn endless(order: Order, saw: State<Saw>, tx: &mut Tx) -> nexus::Result {
     let _ = saw.send(("endless", order.number));
-    sqlx::query("select pg_sleep(600)").execute(&mut **tx).await?;
+    sqlx::query("select pg_sleep(600)")
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 
@@ -282,7 +302,11 @@ impl Test {
 
     /// Subscribes the handlers and emits while nobody runs.
     async fn prepare<'a>(&self, handlers: impl IntoIterator<Item = &'a str>, events: &[Order]) {
-        nexus::start(self.app(handlers)).await.unwrap().shutdown().await;
+        nexus::start(self.app(handlers))
+            .await
+            .unwrap()
+            .shutdown()
+            .await;
         self.client().await.emit_all(events).await.unwrap();
     }
 }
@@ -300,11 +324,18 @@ async fn a_message_that_has_to_run_alone_waits_for_its_neighbours_and_they_for_i
         let text = format!(
             "update pgmq.{queue} set read_ct = 3, headers = headers || '{{\"abandoned\": 2}}' where msg_id in (5, 150)"
         );
-        sqlx::query(sqlx::AssertSqlSafe(text)).execute(&test.pool).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(text))
+            .execute(&test.pool)
+            .await
+            .unwrap();
     }
     let app = nexus::start(test.app(handlers)).await.unwrap();
     within("all is settled", app.idle()).await.unwrap();
-    assert!(app.stats().iter().all(|stats| stats.completed == 200), "{:?}", app.stats());
+    assert!(
+        app.stats().iter().all(|stats| stats.completed == 200),
+        "{:?}",
+        app.stats()
+    );
     stop(app).await;
     let mut runs = 0;
     while test.saw.try_recv().is_ok() {
@@ -316,12 +347,19 @@ async fn a_message_that_has_to_run_alone_waits_for_its_neighbours_and_they_for_i
 #[tokio::test]
 async fn a_busy_handler_is_not_slowed_to_the_poll_by_an_idle_one() {
     let test = Test::new().await;
-    test.prepare(["one_by_one", "on_side"], &orders(3_000)).await;
-    let app = nexus::start(test.app(["one_by_one", "on_side"]).batch_size(5)).await.unwrap();
+    test.prepare(["one_by_one", "on_side"], &orders(3_000))
+        .await;
+    let app = nexus::start(test.app(["one_by_one", "on_side"]).batch_size(5))
+        .await
+        .unwrap();
     let begun = Instant::now();
     within("all is settled", app.idle()).await.unwrap();
     // A batch for each poll would take half a minute.
-    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        begun.elapsed()
+    );
     stop(app).await;
 }
 
@@ -329,8 +367,13 @@ async fn a_busy_handler_is_not_slowed_to_the_poll_by_an_idle_one() {
 async fn an_idle_handler_is_polled_for_while_another_is_busy() {
     let mut test = Test::new().await;
     test.prepare(["steady", "on_side"], &orders(1_000)).await;
-    let app = test.app(["steady", "on_side"]).batch_size(1_000).idle_poll(Duration::from_millis(250));
-    let app = nexus::start(app.shutdown_timeout(Duration::ZERO)).await.unwrap();
+    let app = test
+        .app(["steady", "on_side"])
+        .batch_size(1_000)
+        .idle_poll(Duration::from_millis(250));
+    let app = nexus::start(app.shutdown_timeout(Duration::ZERO))
+        .await
+        .unwrap();
     until("the other handler is busy", || async {
         (app.stats().iter().any(|stats| stats.completed > 100)).then_some(())
     })
@@ -342,7 +385,11 @@ async fn an_idle_handler_is_polled_for_while_another_is_busy() {
         .unwrap();
     let begun = Instant::now();
     assert_eq!(test.next().await, ("on_side", 7));
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
     stop(app).await;
 }
 
@@ -363,9 +410,39 @@ async fn what_a_busy_node_has_no_slot_for_another_node_runs() {
 }
 
 #[tokio::test]
+async fn a_node_whose_runtime_has_ended_holds_nothing() {
+    let mut test = Test::new().await;
+    let app = test.app(["gated"]).lease(Duration::from_secs(1));
+    let (started, is_started) = tokio::sync::oneshot::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let app = nexus::start(app).await.unwrap();
+            app.client().emit(&order(1, "")).await.unwrap();
+            // Dropped without a shutdown, the node goes on until the runtime ends.
+            drop(app);
+        });
+        started.send(()).unwrap();
+        ended.recv().unwrap();
+    });
+    within("the node starts", is_started).await.unwrap();
+    assert_eq!(test.next().await, ("gated", 1));
+    end.send(()).unwrap();
+    thread.join().unwrap();
+    let app = nexus::start(test.app(["gated"])).await.unwrap();
+    assert_eq!(test.next().await, ("gated", 1));
+    test.gate.add_permits(1);
+    within("all is settled", app.idle()).await.unwrap();
+    stop(app).await;
+}
+
+#[tokio::test]
 async fn handlers_that_hold_every_connection_do_not_hold_up_the_node() {
     let mut test = Test::new().await;
-    let app = test.app(["holds_a_connection", "on_side", "on_tick"]).pool_size(2);
+    let app = test
+        .app(["holds_a_connection", "on_side", "on_tick"])
+        .pool_size(2);
     let app = nexus::start(app).await.unwrap();
     let client = test.client().await;
     client.emit_all(&orders(8)).await.unwrap();
@@ -379,15 +456,27 @@ async fn handlers_that_hold_every_connection_do_not_hold_up_the_node() {
     .await
     .unwrap();
     let completed = |app: &nexus::Handle, name: &str| {
-        app.stats().iter().find(|stats| stats.handler == name).map_or(0, |stats| stats.completed)
+        app.stats()
+            .iter()
+            .find(|stats| stats.handler == name)
+            .map_or(0, |stats| stats.completed)
     };
     until("the others are settled", || async {
         (completed(&app, "on_side") == 2 && completed(&app, "on_tick") > 0).then_some(())
     })
     .await;
     test.gate.add_permits(8);
-    until("all are settled", || async { (completed(&app, "holds_a_connection") == 8).then_some(()) }).await;
-    assert!(app.stats().iter().all(|stats| stats.retried + stats.snoozed == 0), "{:?}", app.stats());
+    until("all are settled", || async {
+        (completed(&app, "holds_a_connection") == 8).then_some(())
+    })
+    .await;
+    assert!(
+        app.stats()
+            .iter()
+            .all(|stats| stats.retried + stats.snoozed == 0),
+        "{:?}",
+        app.stats()
+    );
     stop(app).await;
 }
 
@@ -401,7 +490,13 @@ async fn handlers_that_emit_beside_their_transaction_do_not_starve_each_other() 
     let app = nexus::start(app).await.unwrap();
     test.client().await.emit_all(&orders(50)).await.unwrap();
     within("all is settled", app.idle()).await.unwrap();
-    assert!(app.client().dead_letters("default", 100).await.unwrap().is_empty());
+    assert!(
+        app.client()
+            .dead_letters("default", 100)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert_eq!(test.numbers("effects").await, (0..50).collect::<Vec<i64>>());
     assert_eq!(test.numbers("sides").await, (0..50).collect::<Vec<i64>>());
     stop(app).await;
@@ -412,7 +507,10 @@ async fn savepoints_that_are_dropped_forgotten_or_cancelled_lose_nothing() {
     let test = Test::new().await;
     let app = nexus::start(test.app(["uses_savepoints"])).await.unwrap();
     let says = ["", "commit", "drop", "forget", "cancel"];
-    let events: Vec<Order> = (0..).zip(says).map(|(number, say)| order(number, say)).collect();
+    let events: Vec<Order> = (0..)
+        .zip(says)
+        .map(|(number, say)| order(number, say))
+        .collect();
     app.client().emit_all(&events).await.unwrap();
     within("all is settled", app.idle()).await.unwrap();
     assert_eq!(test.numbers("effects").await, [0, 1, 2, 3, 4, 101]);
@@ -422,7 +520,9 @@ async fn savepoints_that_are_dropped_forgotten_or_cancelled_lose_nothing() {
 #[tokio::test]
 async fn a_violation_that_shows_at_the_commit_is_a_failed_attempt() {
     let test = Test::new().await;
-    let app = nexus::start(test.app(["violates_at_commit"])).await.unwrap();
+    let app = nexus::start(test.app(["violates_at_commit"]))
+        .await
+        .unwrap();
     app.client().emit(&order(1, "")).await.unwrap();
     within("all is settled", app.idle()).await.unwrap();
     let letters = app.client().dead_letters("default", 10).await.unwrap();
@@ -445,7 +545,10 @@ async fn what_cannot_be_stored_is_refused_before_it_aborts_a_transaction() {
         client.emit_in(&mut tx, &event).correlation_id(bad).await,
         client.emit_in(&mut tx, &event).traceparent(bad).await,
         client.emit_in(&mut tx, &event).idempotency_key(bad).await,
-        client.emit_in(&mut tx, &event).idempotency_key("x".repeat(5_000)).await,
+        client
+            .emit_in(&mut tx, &event)
+            .idempotency_key("x".repeat(5_000))
+            .await,
     ] {
         assert!(matches!(refused, Err(EmitError::Encode(_))), "{refused:?}");
     }
@@ -472,7 +575,9 @@ async fn a_returned_event_over_the_limit_is_refused_like_any_other() {
 #[tokio::test]
 async fn a_returned_event_that_the_server_refuses_is_a_failed_attempt() {
     let test = Test::new().await;
-    let app = nexus::start(test.app(["returns_what_is_refused"])).await.unwrap();
+    let app = nexus::start(test.app(["returns_what_is_refused"]))
+        .await
+        .unwrap();
     app.client().emit(&order(1, "")).await.unwrap();
     within("all is settled", app.idle()).await.unwrap();
     let letters = app.client().dead_letters("default", 10).await.unwrap();
@@ -483,7 +588,9 @@ async fn a_returned_event_that_the_server_refuses_is_a_failed_attempt() {
 #[tokio::test]
 async fn a_panic_while_a_handler_is_dropped_is_a_failed_attempt() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["panics_when_dropped"])).await.unwrap();
+    let app = nexus::start(test.app(["panics_when_dropped"]))
+        .await
+        .unwrap();
     app.client().emit(&order(1, "hang")).await.unwrap();
     app.client().emit(&order(2, "")).await.unwrap();
     assert_eq!(test.next().await, ("survivor", 2));
@@ -500,7 +607,11 @@ async fn a_handler_that_starts_amid_emits_gets_each_event_once() {
     let stopped = Arc::new(AtomicBool::new(false));
     let tasks: Vec<_> = (0..4)
         .map(|task| {
-            let (client, stopped, pool) = (emitter.client().clone(), Arc::clone(&stopped), test.pool.clone());
+            let (client, stopped, pool) = (
+                emitter.client().clone(),
+                Arc::clone(&stopped),
+                test.pool.clone(),
+            );
             tokio::spawn(async move {
                 let mut number = task * 1_000_000;
                 while !stopped.load(Ordering::Relaxed) {
@@ -515,7 +626,10 @@ async fn a_handler_that_starts_amid_emits_gets_each_event_once() {
                         }
                         _ => {
                             let mut tx = pool.begin().await.unwrap();
-                            sqlx::query("set transaction isolation level repeatable read").execute(&mut *tx).await.unwrap();
+                            sqlx::query("set transaction isolation level repeatable read")
+                                .execute(&mut *tx)
+                                .await
+                                .unwrap();
                             client.emit_in(&mut tx, &event).await.unwrap();
                             tx.commit().await.unwrap();
                         }
@@ -526,14 +640,26 @@ async fn a_handler_that_starts_amid_emits_gets_each_event_once() {
         })
         .collect();
     let logged = || async {
-        sqlx::query_scalar::<_, i64>("select count(*) from core.event_log").fetch_one(&test.pool).await.unwrap()
+        sqlx::query_scalar::<_, i64>("select count(*) from core.event_log")
+            .fetch_one(&test.pool)
+            .await
+            .unwrap()
     };
-    until("emits are under way", || async { (logged().await > 200).then_some(()) }).await;
+    until("emits are under way", || async {
+        (logged().await > 200).then_some(())
+    })
+    .await;
     let node = nexus::start(test.app(["newcomer"])).await.unwrap();
     // Committed after the registration, so owed for certain.
-    let since: i64 = sqlx::query_scalar("select max(event_id) from core.event_log").fetch_one(&test.pool).await.unwrap();
+    let since: i64 = sqlx::query_scalar("select max(event_id) from core.event_log")
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
     let enough = logged().await + 500;
-    until("emits go on", || async { (logged().await > enough).then_some(()) }).await;
+    until("emits go on", || async {
+        (logged().await > enough).then_some(())
+    })
+    .await;
     stopped.store(true, Ordering::Relaxed);
     for task in tasks {
         within("the emitter ends", task).await.unwrap();
@@ -547,11 +673,12 @@ async fn a_handler_that_starts_amid_emits_gets_each_event_once() {
     .await
     .unwrap();
     until("the cut is settled", || async {
-        let unsettled: i64 =
-            sqlx::query_scalar("select count(*) from core.subscriptions where since_snapshot is not null")
-                .fetch_one(&test.pool)
-                .await
-                .unwrap();
+        let unsettled: i64 = sqlx::query_scalar(
+            "select count(*) from core.subscriptions where since_snapshot is not null",
+        )
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
         (unsettled == 0).then_some(())
     })
     .await;
@@ -560,9 +687,20 @@ async fn a_handler_that_starts_amid_emits_gets_each_event_once() {
     while let Ok((_, number)) = test.saw.try_recv() {
         *seen.entry(number).or_default() += 1;
     }
-    assert!(seen.values().all(|times| *times == 1), "an event was delivered twice");
-    let missing: Vec<&i64> = owed.iter().filter(|number| !seen.contains_key(number)).collect();
-    assert!(missing.is_empty(), "{} of {} are missing", missing.len(), owed.len());
+    assert!(
+        seen.values().all(|times| *times == 1),
+        "an event was delivered twice"
+    );
+    let missing: Vec<&i64> = owed
+        .iter()
+        .filter(|number| !seen.contains_key(number))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "{} of {} are missing",
+        missing.len(),
+        owed.len()
+    );
     stop(node).await;
     stop(emitter).await;
 }
@@ -570,7 +708,9 @@ async fn a_handler_that_starts_amid_emits_gets_each_event_once() {
 #[tokio::test]
 async fn connections_that_break_at_random_lose_and_double_nothing() {
     let test = Test::new().await;
-    let app = test.app(["has_an_effect", "counts_sides"]).lease(Duration::from_secs(2));
+    let app = test
+        .app(["has_an_effect", "counts_sides"])
+        .lease(Duration::from_secs(2));
     let app = nexus::start(app).await.unwrap();
     test.client().await.emit_all(&orders(1_500)).await.unwrap();
     let mut broken = 0_u64;
@@ -589,19 +729,30 @@ async fn connections_that_break_at_random_lose_and_double_nothing() {
     }
     // The connection that asks may be one of the broken ones.
     until("all is settled", || async { app.idle().await.ok() }).await;
-    assert_eq!(test.numbers("effects").await, (0..1_500).collect::<Vec<i64>>());
-    assert_eq!(test.numbers("sides").await, (0..1_500).collect::<Vec<i64>>());
+    assert_eq!(
+        test.numbers("effects").await,
+        (0..1_500).collect::<Vec<i64>>()
+    );
+    assert_eq!(
+        test.numbers("sides").await,
+        (0..1_500).collect::<Vec<i64>>()
+    );
     stop(app).await;
 }
 
 #[tokio::test]
 async fn peeks_of_the_original_system_take_nothing_away() {
     let test = Test::new().await;
-    let app = nexus::start(test.app(["has_an_effect", "counts_sides"])).await.unwrap();
+    let app = nexus::start(test.app(["has_an_effect", "counts_sides"]))
+        .await
+        .unwrap();
     let client = test.client().await;
     let peeks = async {
         loop {
-            sqlx::query("select * from pgmq.read('core_events_demo', 0, 10)").execute(&test.pool).await.unwrap();
+            sqlx::query("select * from pgmq.read('core_events_demo', 0, 10)")
+                .execute(&test.pool)
+                .await
+                .unwrap();
         }
     };
     let work = async {
@@ -614,9 +765,18 @@ async fn peeks_of_the_original_system_take_nothing_away() {
         () = peeks => {}
         () = work => {}
     }
-    assert_eq!(test.numbers("effects").await, (0..600).collect::<Vec<i64>>());
+    assert_eq!(
+        test.numbers("effects").await,
+        (0..600).collect::<Vec<i64>>()
+    );
     assert_eq!(test.numbers("sides").await, (0..600).collect::<Vec<i64>>());
-    assert!(app.client().dead_letters("default", 10).await.unwrap().is_empty());
+    assert!(
+        app.client()
+            .dead_letters("default", 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     stop(app).await;
 }
 
@@ -654,7 +814,11 @@ impl Proxy {
     }
 }
 
-async fn pass_on(mut from: TcpStream, target: sqlx::postgres::PgConnectOptions, mut line: watch::Receiver<Line>) {
+async fn pass_on(
+    mut from: TcpStream,
+    target: sqlx::postgres::PgConnectOptions,
+    mut line: watch::Receiver<Line>,
+) {
     let mut state = *line.borrow_and_update();
     while state == Line::Silent {
         // Held open until something changes.
@@ -680,7 +844,9 @@ async fn pass_on(mut from: TcpStream, target: sqlx::postgres::PgConnectOptions, 
             }
         }
         None => {
-            let mut to = TcpStream::connect((target.get_host(), target.get_port())).await.unwrap();
+            let mut to = TcpStream::connect((target.get_host(), target.get_port()))
+                .await
+                .unwrap();
             tokio::select! {
                 _ = copy_bidirectional(&mut from, &mut to) => return,
                 state = changed => (state, None, Some(to)),
@@ -711,7 +877,11 @@ async fn stops_although_the_database_is(line: Line) {
     test.gate.add_permits(1);
     let begun = Instant::now();
     stop(app).await;
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Whoever knows the original system finds what its documentation prints: every query runs as
 //! printed and answers what it says, every column has its name and type, every function its
-//! signature. Where the original cannot work (pgmq keeps no depths in `pgmq.meta`, pg_cron is not
+//! signature. Where the original cannot work (pgmq keeps no depths in `pgmq.meta`, `pg_cron` is not
 //! installed) one name in the query is another, and the columns stay.
 
 use std::time::Duration;

@@ -191,7 +191,7 @@ async fn stores_what_the_client_stores() {
         assert!(
             messages
                 .iter()
-                .all(|m| m["message"]["correlationId"] == id.to_string()),
+                .all(|m| m["message"]["correlationId"] == json!(id.to_string())),
             "{messages:?}"
         );
     }
@@ -358,9 +358,9 @@ async fn an_idempotency_key_is_for_one_event() {
             .unwrap();
     assert_ne!(elsewhere, first);
 
-    database.advance(Duration::from_secs(24 * 3600 - 60)).await;
+    database.advance(Duration::from_mins(24 * 60 - 1)).await;
     assert_eq!(emit(&pool, &parcel(), &key).await.unwrap(), first);
-    database.advance(Duration::from_secs(120)).await;
+    database.advance(Duration::from_mins(2)).await;
     let later = emit(&pool, &json!({"parcel": "p-2"}), &key).await.unwrap();
     assert_ne!(later, first);
     assert_eq!(
@@ -584,16 +584,20 @@ async fn seconds_now(pool: &PgPool) -> String {
     text[..19].to_owned()
 }
 
-#[tokio::test]
-async fn what_is_no_envelope_becomes_a_dead_letter_and_holds_nobody_up() {
-    let mut test = Test::new().await;
-    let good = json!({"eventType": "goods.shipped", "eventVersion": 2, "payload": parcel()});
+/// A message as it should be.
+fn well_formed() -> Value {
+    json!({"eventType": "goods.shipped", "eventVersion": 2, "payload": parcel()})
+}
+
+/// Messages that are no envelopes, and what is said about each.
+fn malformed() -> Vec<(Value, &'static str)> {
+    let good = well_formed();
     let with = |field: &str, value: Value| {
         let mut body = good.clone();
         body[field] = value;
         body
     };
-    let wrong = [
+    vec![
         (json!(5), "an envelope is a JSON object, found number"),
         (json!("text"), "an envelope is a JSON object, found string"),
         (json!([good]), "an envelope is a JSON object, found array"),
@@ -653,7 +657,13 @@ async fn what_is_no_envelope_becomes_a_dead_letter_and_holds_nobody_up() {
             with("payload", json!({"parcel": "x".repeat(300_000)})),
             "the message is larger than",
         ),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn what_is_no_envelope_becomes_a_dead_letter_and_holds_nobody_up() {
+    let mut test = Test::new().await;
+    let (good, wrong) = (well_formed(), malformed());
     for (body, _) in &wrong {
         test.send(body).await;
         test.send(&good).await;

@@ -32,8 +32,7 @@ async fn adopt(node: &Node, queue: &str) -> bool {
     let adopted = async {
         let mut connection = node.connection().await?;
         let most = node.settings.max_body_bytes;
-        let adopted =
-            queue::adopt(&mut connection, &node.row.namespace, queue, MOST, most).await?;
+        let adopted = queue::adopt(&mut connection, &node.row.namespace, queue, MOST, most).await?;
         connection.give_back();
         Ok(adopted)
     };
@@ -47,7 +46,7 @@ async fn adopt(node: &Node, queue: &str) -> bool {
                     tracing::warn!(%error, "could not adopt, the next maintenance creates the partition");
                 }
                 _ => {
-                    tracing::warn!(%error, queue, "could not look for messages of foreign programs")
+                    tracing::warn!(%error, queue, "could not look for messages of foreign programs");
                 }
             }
             return false;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     client::{CAUSE, EmitError, Tx},
-    event::{Cause, EnvelopeMeta, PastError},
+    event::{Cause, EnvelopeMeta, Outgoing, PastError},
     handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
     store::{self, Failure, event_log::Completion, queue},
 };
@@ -29,7 +29,7 @@ enum End {
     /// Everything is stored already, by the handler's own transaction.
     Committed,
     /// The handler succeeded; events to store with the completion.
-    Succeeded(Vec<crate::event::Outgoing>),
+    Succeeded(Vec<Outgoing>),
     Failed(Error),
     /// Not the handler's fault: a lost connection, a pool that is exhausted. Counts as no attempt.
     Disturbed(String),
@@ -72,7 +72,10 @@ pub(crate) async fn run(
             let error = rejected.iter().find(|rejected| rejected.index == index);
             index += 1;
             if let Some(rejected) = error {
-                settle(message, failure(route, &message.delivery.meta, &rejected.error));
+                settle(
+                    message,
+                    failure(route, &message.delivery.meta, &rejected.error),
+                );
             }
             error.is_none()
         });
@@ -129,18 +132,11 @@ pub(crate) async fn run(
                 }
             }
             End::Stolen(stolen) => {
-                add(&route.counts.lost, stolen.len());
-                for message in messages.iter().filter(|m| stolen.contains(&m.lease.msg_id)) {
-                    tracing::warn!(
-                        queue = route.queue,
-                        handler = route.name(),
-                        msg_id = message.lease.msg_id,
-                        "rolled back: the lease was lost and another node has the message, or it is gone"
-                    );
-                    node.leases.end(&route.queue, &message.lease);
-                }
-                messages.retain(|message| !stolen.contains(&message.lease.msg_id));
-                waiting.push(messages);
+                let (lost, ours) = messages
+                    .into_iter()
+                    .partition(|message| stolen.contains(&message.lease.msg_id));
+                report_lost(node, route, lost);
+                waiting.push(ours);
             }
             End::Aborted => {
                 for message in &messages {
@@ -154,6 +150,19 @@ pub(crate) async fn run(
                 }
             }
         }
+    }
+}
+
+fn report_lost(node: &Node, route: &Route, lost: Vec<Message>) {
+    add(&route.counts.lost, lost.len());
+    for message in lost {
+        tracing::warn!(
+            queue = route.queue,
+            handler = route.name(),
+            msg_id = message.lease.msg_id,
+            "rolled back: the lease was lost and another node has the message, or it is gone"
+        );
+        node.leases.end(&route.queue, &message.lease);
     }
 }
 
@@ -182,16 +191,7 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
         rejected: Vec::new(),
         tx,
     };
-    let meta = &first.delivery.meta;
-    let cause = Cause {
-        event_id: meta.event_id(),
-        correlation_id: meta.correlation_id().map_or_else(
-            || Some(meta.event_id().to_string()),
-            |id| Some(id.to_owned()),
-        ),
-        traceparent: meta.headers.traceparent.clone(),
-        tracestate: meta.headers.tracestate.clone(),
-    };
+    let cause = cause(&first.delivery.meta);
     // A panic leaves the invocation's transaction behind, which is only dropped after it.
     let mut handler = Box::pin(CAUSE.scope(
         cause.clone(),
@@ -240,36 +240,13 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
             End::Succeeded(inherit(outcome.emits, &cause))
         }
         (Ok(outcome), tx) => {
-            // What a batch emits belongs to all of its messages: stored with all or not at all.
-            let mut tx = match tx {
-                Some(tx) => tx,
-                None => match begin(node, route).await {
-                    Ok(tx) => tx,
-                    Err(end) => return (rejected, end),
-                },
-            };
-            let mut emits = tx.take_outgoing();
-            emits.extend(inherit(outcome.emits, &cause));
-            let rejected: Vec<usize> = rejected.iter().map(|rejected| rejected.index).collect();
             let completed: Vec<&Message> = messages
                 .iter()
                 .enumerate()
-                .filter(|(index, _)| !rejected.contains(index))
+                .filter(|(index, _)| !rejected.iter().any(|rejected| rejected.index == *index))
                 .map(|(_, message)| message)
                 .collect();
-            let no_answer = async {
-                tokio::select! {
-                    () = tokio::time::sleep(route.timeout + PATIENCE) => {}
-                    () = async {
-                        node.abort.cancelled().await;
-                        tokio::time::sleep(PATIENCE).await;
-                    } => {}
-                }
-            };
-            tokio::select! {
-                end = commit(node, route, tx, &completed, &emits) => end,
-                () = no_answer => End::Disturbed(store::no_answer().to_string()),
-            }
+            finish(node, route, tx, &completed, inherit(outcome.emits, &cause)).await
         }
         (Err(error), tx) => {
             if let Some(tx) = tx {
@@ -281,7 +258,53 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
     (rejected, end)
 }
 
-fn inherit(mut emits: Vec<crate::event::Outgoing>, cause: &Cause) -> Vec<crate::event::Outgoing> {
+/// Commits what the handler did, with the events it returned. What a batch emits belongs to all of
+/// its messages: stored with all or not at all.
+async fn finish(
+    node: &Node,
+    route: &Route,
+    tx: Option<Tx>,
+    completed: &[&Message],
+    returned: Vec<Outgoing>,
+) -> End {
+    let mut tx = match tx {
+        Some(tx) => tx,
+        None => match begin(node, route).await {
+            Ok(tx) => tx,
+            Err(end) => return end,
+        },
+    };
+    let mut emits = tx.take_outgoing();
+    emits.extend(returned);
+    let no_answer = async {
+        tokio::select! {
+            () = tokio::time::sleep(route.timeout + PATIENCE) => {}
+            () = async {
+                node.abort.cancelled().await;
+                tokio::time::sleep(PATIENCE).await;
+            } => {}
+        }
+    };
+    tokio::select! {
+        end = commit(node, route, tx, completed, &emits) => end,
+        () = no_answer => End::Disturbed(store::no_answer().to_string()),
+    }
+}
+
+/// What the handled event passes on to those that its handler emits.
+fn cause(meta: &EnvelopeMeta) -> Cause {
+    let correlation_id = meta
+        .correlation_id()
+        .map_or_else(|| meta.event_id().to_string(), str::to_owned);
+    Cause {
+        event_id: meta.event_id(),
+        correlation_id: Some(correlation_id),
+        traceparent: meta.headers.traceparent.clone(),
+        tracestate: meta.headers.tracestate.clone(),
+    }
+}
+
+fn inherit(mut emits: Vec<Outgoing>, cause: &Cause) -> Vec<Outgoing> {
     for event in &mut emits {
         event.inherit(cause);
     }
@@ -325,7 +348,7 @@ async fn commit(
     route: &Route,
     mut tx: Tx,
     messages: &[&Message],
-    emits: &[crate::event::Outgoing],
+    emits: &[Outgoing],
 ) -> End {
     let msg_ids: Vec<i64> = messages
         .iter()

@@ -151,6 +151,9 @@ pub(crate) struct Duty {
     pub(crate) leases: Leases,
     /// Cancelled when a newer boot has taken the node's id: this one has to stop.
     pub(crate) fenced: CancellationToken,
+    /// Cancelled when nothing of the node is left: its tasks end with the program's async runtime,
+    /// which this thread would outlive, holding leases for nobody.
+    pub(crate) gone: CancellationToken,
 }
 
 impl Control {
@@ -185,6 +188,7 @@ async fn control(duty: Duty, stop: Arc<Notify>) {
     loop {
         tokio::select! {
             () = stop.notified() => break,
+            () = duty.gone.cancelled() => break,
             () = tokio::time::sleep(every) => {}
         }
         let round = tokio::time::timeout(PATIENCE.max(every), round(&duty, &mut connection)).await;

@@ -31,10 +31,16 @@ use std::{
 
 use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgConnectOptions};
 use tokio::sync::{RwLock, Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use crate::{
-    client::Client, handler::Shared, registry::HandlerDescriptor, retry::RetryPolicy,
+    client::Client,
+    handler::Shared,
+    registry::HandlerDescriptor,
+    retry::RetryPolicy,
     store::{self, nodes},
 };
 
@@ -108,6 +114,8 @@ pub(crate) struct Node {
     /// Held for reading by all claimed work, for writing by a message that may kill its process:
     /// such a message runs alone.
     pub(crate) isolation: Arc<RwLock<()>>,
+    /// Ends the control thread with the last task of the node.
+    pub(crate) alive: DropGuard,
 }
 
 /// A node at work.
@@ -148,13 +156,17 @@ impl Deref for Lent {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.0.as_ref().expect("the connection is there until it is given back")
+        self.0
+            .as_ref()
+            .expect("the connection is there until it is given back")
     }
 }
 
 impl DerefMut for Lent {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect("the connection is there until it is given back")
+        self.0
+            .as_mut()
+            .expect("the connection is there until it is given back")
     }
 }
 

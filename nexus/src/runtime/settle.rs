@@ -183,15 +183,23 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
                 .map_err(|source| EmitError::Append { source })?
         } else {
             let client = &node.client;
-            let stored =
-                client.store_chunk(&mut connection, events, Some(completion), source).await?;
+            let stored = client
+                .store_chunk(&mut connection, events, Some(completion), source)
+                .await?;
             (stored.completed, stored.queues.into_iter().collect())
         };
         connection.give_back();
         Ok(done)
     };
-    let stored =
-        insist("complete", queue, &settlements, EmitError::Connect, transient, operation).await;
+    let stored = insist(
+        "complete",
+        queue,
+        &settlements,
+        EmitError::Connect,
+        transient,
+        operation,
+    )
+    .await;
     match stored {
         Ok(Some((completed, queues))) => {
             node.client.wake(queues);
@@ -322,8 +330,15 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
         connection.give_back();
         Ok(is_moved)
     };
-    let stored =
-        insist("dead-letter", queue, only, std::convert::identity, may_pass, operation).await;
+    let stored = insist(
+        "dead-letter",
+        queue,
+        only,
+        std::convert::identity,
+        may_pass,
+        operation,
+    )
+    .await;
     match stored {
         Ok(Some(true)) => {
             tracing::error!(

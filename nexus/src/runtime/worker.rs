@@ -144,7 +144,11 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
             .iter()
             .zip(&rooms)
             .any(|(lane, &room)| room > 0 && lane.has_more);
-        let claim_at = if is_hungry { rest_until } else { next_poll.max(rest_until) };
+        let claim_at = if is_hungry {
+            rest_until
+        } else {
+            next_poll.max(rest_until)
+        };
         if has_room && Instant::now() >= claim_at {
             // Not to be cancelled: what the server has given to us must be given back by us.
             match claimer.fill(&mut lanes, &rooms, &settler).await {
@@ -367,7 +371,10 @@ impl Claimer {
             tokio::spawn(async move {
                 let attempt = attempt::run(&node, &route, &settler, vec![message]);
                 tokio::pin!(attempt);
-                if tokio::time::timeout(ALONE_AT_MOST, &mut attempt).await.is_err() {
+                if tokio::time::timeout(ALONE_AT_MOST, &mut attempt)
+                    .await
+                    .is_err()
+                {
                     drop(alone);
                     attempt.await;
                 }

@@ -11,6 +11,8 @@ comment on schema core is 'nexus: typed events on Postgres';
 create table core.schema_migrations (
     version integer primary key,
     name text not null,
+    -- Of the file as it was applied: a file that was edited afterwards is found out.
+    checksum text not null,
     applied_at timestamptz not null default now()
 );
 

@@ -26,6 +26,13 @@ pub struct Migration {
     pub down: &'static str,
 }
 
+impl Migration {
+    /// Changes when the file that applies it does.
+    fn checksum(&self) -> String {
+        fnv1a(self.up.bytes())
+    }
+}
+
 macro_rules! migrations {
     ($($version:literal $name:literal),* $(,)?) => {
         &[$(Migration {
@@ -92,6 +99,15 @@ pub enum MigrateError {
         found: i32,
         /// The version of this build.
         needed: i32,
+    },
+    /// The database was migrated by a build whose file was another: one in development. Use another
+    /// database, or delete the data of the embedded one.
+    #[error(
+        "migration {name} was applied to this database as another file than this build has: start with an empty database (development data can be deleted)"
+    )]
+    Edited {
+        /// The file, without `.up.sql`.
+        name: &'static str,
     },
     /// Something else owns schema `core`. Use another database.
     #[error(
@@ -254,9 +270,10 @@ async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<(), Mi
         .execute(&mut *tx)
         .await
         .map_err(wrong)?;
-    sqlx::query("insert into core.schema_migrations (version, name) values ($1, $2)")
+    sqlx::query("insert into core.schema_migrations (version, name, checksum) values ($1, $2, $3)")
         .bind(step.version)
         .bind(step.name)
+        .bind(step.checksum())
         .execute(&mut *tx)
         .await
         .map_err(wrong)?;
@@ -327,22 +344,29 @@ async fn current_version(connection: &mut PgConnection) -> Result<i32, MigrateEr
         Some(false) => return Err(MigrateError::ForeignSchema),
         Some(true) => {}
     }
-    let read: Result<i32, _> =
-        sqlx::query_scalar("select coalesce(max(version), 0) from core.schema_migrations")
-            .fetch_one(&mut *connection)
-            .await;
-    let found = match read {
-        Ok(found) => found,
+    let read: Result<Vec<(i32, Option<String>)>, _> = sqlx::query_as(
+        "select version, to_jsonb(m) ->> 'checksum' from core.schema_migrations m order by version",
+    )
+    .fetch_all(&mut *connection)
+    .await;
+    let applied = match read {
+        Ok(applied) => applied,
         Err(source) => {
             let error = failed("read the version of the schema")(source);
             return Err(explain(connection, error).await);
         }
     };
+    let found = applied.last().map_or(0, |(version, _)| *version);
     if found > newest_version() {
         return Err(MigrateError::SchemaTooNew {
             found,
             known: newest_version(),
         });
+    }
+    for (step, (_, checksum)) in MIGRATIONS.iter().zip(&applied) {
+        if checksum.as_deref() != Some(&*step.checksum()) {
+            return Err(MigrateError::Edited { name: step.name });
+        }
     }
     Ok(found)
 }
@@ -480,13 +504,14 @@ async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateE
 /// A text that changes whenever a migration does; the test kit names its template database by it.
 #[must_use]
 pub fn fingerprint() -> String {
-    // FNV-1a: stable across compilers, and nobody attacks a template's name.
-    let hash = MIGRATIONS
-        .iter()
-        .flat_map(|step| step.up.bytes())
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+    fnv1a(MIGRATIONS.iter().flat_map(|step| step.up.bytes()))
+}
+
+/// FNV-1a: stable across compilers, and nobody attacks these.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> String {
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     format!("{hash:016x}")
 }
 

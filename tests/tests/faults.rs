@@ -518,6 +518,35 @@ async fn savepoints_that_are_dropped_forgotten_or_cancelled_lose_nothing() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_has_ended_unnoticed_is_not_committed() {
+    let test = Test::new().await;
+    let app = nexus::start(test.app(["on_side"])).await.unwrap();
+    let client = app.client();
+    for cancelled in [true, false] {
+        let mut tx = client.begin().await.unwrap();
+        sqlx::query("insert into effects values (1)")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        tx.emit(&Side { number: 1 }).unwrap();
+        if cancelled {
+            let begun = tokio::time::timeout(Duration::ZERO, tx.begin()).await;
+            assert!(begun.is_err(), "the savepoint was there at once");
+        } else {
+            mem::forget(tx.begin().await.unwrap());
+        }
+        let refused = tx.commit().await;
+        assert!(matches!(refused, Err(EmitError::Commit(_))), "{refused:?}");
+    }
+    let logged: i64 = sqlx::query_scalar("select count(*) from core.event_log")
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
+    assert_eq!((logged, test.numbers("effects").await), (0, vec![]));
+    stop(app).await;
+}
+
+#[tokio::test]
 async fn a_violation_that_shows_at_the_commit_is_a_failed_attempt() {
     let test = Test::new().await;
     let app = nexus::start(test.app(["violates_at_commit"]))

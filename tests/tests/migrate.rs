@@ -304,7 +304,7 @@ async fn a_newer_schema_is_refused_with_both_versions() {
     let database = TestDatabase::new().await;
     execute(
         &database.pool().await,
-        "insert into core.schema_migrations (version, name) values (999, '0999_future')",
+        "insert into core.schema_migrations (version, name, checksum) values (999, '0999_future', '')",
     )
     .await;
     let expected = format!(
@@ -339,6 +339,30 @@ async fn a_newer_schema_is_refused_with_both_versions() {
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), expected);
+}
+
+#[tokio::test]
+async fn a_database_that_was_migrated_by_another_file_is_refused() {
+    let database = TestDatabase::new().await;
+    execute(
+        &database.pool().await,
+        "update core.schema_migrations set checksum = 'of another file' where version = 3",
+    )
+    .await;
+    let error = up(&options(&database)).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            MigrateError::Edited {
+                name: "0003_nodes_and_subscriptions"
+            }
+        ),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("start with an empty database"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

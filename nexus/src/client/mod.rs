@@ -16,6 +16,7 @@ pub use connect::{ConnectError, Database};
 pub use emission::Emission;
 pub use error::EmitError;
 pub use operate::{DeadLetter, OperateError, Subscription};
+pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;
 pub(crate) use wake::Bell;
 
@@ -360,8 +361,8 @@ impl Client {
                 .try_into()
                 .unwrap_or(i64::MAX),
         };
+        let mut in_force = Arc::clone(&plan.read().unwrap_or_else(PoisonError::into_inner));
         for _ in 0..PLAN_ATTEMPTS {
-            let in_force = Arc::clone(&plan.read().unwrap_or_else(PoisonError::into_inner));
             let stored = event_log::emit(
                 connection, statements, &in_force, emitter, events, completion, source,
             )
@@ -382,7 +383,9 @@ impl Client {
                 .ok_or_else(|| EmitError::UnknownNamespace {
                     namespace: namespace.clone(),
                 })?;
-            *plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+            // Not asked for again: a transaction with an older snapshot may put its own plan there.
+            in_force = Arc::new(loaded);
+            *plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&in_force);
         }
         Err(EmitError::PlanKeepsChanging)
     }

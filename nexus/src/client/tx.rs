@@ -37,6 +37,9 @@ pub struct Tx {
     leave: Option<OwnedSemaphorePermit>,
 }
 
+/// Why a transaction that is not [whole](Tx::is_whole) is not committed.
+pub(crate) const NOT_WHOLE: &str = "a savepoint was left open in the transaction, or its `begin` was cancelled, which ends the transaction";
+
 impl Tx {
     /// Begins; `settings` are sent along with `begin` in the same round trip.
     pub(crate) async fn begin(
@@ -101,6 +104,11 @@ impl Tx {
     /// Nothing was stored, unless the source is a lost connection: then the commit may have
     /// happened.
     pub async fn commit(mut self) -> Result<(), EmitError> {
+        if !self.is_whole() {
+            return Err(EmitError::Commit(sqlx::Error::Protocol(
+                NOT_WHOLE.to_owned(),
+            )));
+        }
         let outgoing = std::mem::take(&mut self.outgoing);
         let client = self.client.clone();
         let receipt = client.store_in(self.connection(), outgoing).await?;

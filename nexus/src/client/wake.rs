@@ -9,10 +9,13 @@ use std::{
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::Notify;
 
-use crate::store::notify;
+use crate::store::{self, notify};
 
 /// Other processes are told at once when it was quiet, then at most this often.
 const RING_EVERY: Duration = Duration::from_millis(5);
+
+/// How long a ring may take before its connection counts as lost.
+const RING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the doorbell waits before it tries to connect again. Polling covers the gap.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
@@ -114,7 +117,9 @@ async fn doorbell(inner: Weak<Inner>, options: PgConnectOptions, channel: String
         if queues.is_empty() {
             continue;
         }
-        match ring(&mut connection, &options, &channel, &queues).await {
+        let rung = ring(&mut connection, &options, &channel, &queues);
+        let rung = tokio::time::timeout(RING_TIMEOUT, rung).await;
+        match rung.unwrap_or_else(|_| Err(store::no_answer())) {
             Ok(()) => tokio::time::sleep(RING_EVERY).await,
             Err(error) => {
                 tracing::debug!(%error, "the doorbell lost its connection, workers poll meanwhile");

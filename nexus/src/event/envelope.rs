@@ -311,7 +311,16 @@ impl<'de> de::Visitor<'de> for BodyVisitor {
                 "correlationId" => body.correlation_id = map.next_value()?,
                 "causationId" => body.causation_id = map.next_value()?,
                 "scheduledTaskId" => body.scheduled_task_id = map.next_value()?,
-                "dueAt" => body.due_at = map.next_value()?,
+                // Only ticks have one; what a foreign program means by it is its own affair.
+                "dueAt" => {
+                    let value: Value = map.next_value()?;
+                    match value.as_str().map(str::parse) {
+                        Some(Ok(due_at)) => body.due_at = Some(due_at),
+                        _ => {
+                            body.unknown.insert("dueAt".to_owned(), value);
+                        }
+                    }
+                }
                 // The version is read from the headers, where the claim looks for it.
                 "eventVersion" => {
                     map.next_value::<de::IgnoredAny>()?;

@@ -1,5 +1,6 @@
 //! The only place that knows how descriptors are gathered: `linkme`, which needs no code before
-//! `main`. Another collector would replace this file and the `__register!` macro.
+//! `main`. Another collector would replace this file and the
+//! attributes that the macros' `expand` writes.
 
 use linkme::distributed_slice;
 

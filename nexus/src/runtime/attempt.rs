@@ -11,7 +11,7 @@ use super::{
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
-    client::{CAUSE, EmitError, Tx},
+    client::{CAUSE, EmitError, NOT_WHOLE, Tx},
     event::{Cause, EnvelopeMeta, Outgoing, PastError},
     handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
     store::{self, Failure, event_log::Completion, queue},
@@ -227,11 +227,11 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
     let Invocation { rejected, tx, .. } = invocation;
     let result = result.and_then(|outcome| {
         // An event that is returned has not been held to the limits yet.
-        node.client.check(&outcome.emits).map_err(Error::permanent)?;
+        node.client
+            .check(&outcome.emits)
+            .map_err(Error::permanent)?;
         if tx.as_ref().is_some_and(|tx| !tx.is_whole()) {
-            return Err(Error::retryable(
-                "the handler left a savepoint open in its transaction, or cancelled its `begin`, which ends the transaction",
-            ));
+            return Err(Error::retryable(NOT_WHOLE));
         }
         Ok(outcome)
     });
@@ -278,7 +278,7 @@ async fn finish(
     emits.extend(returned);
     let no_answer = async {
         tokio::select! {
-            () = tokio::time::sleep(route.timeout + PATIENCE) => {}
+            () = tokio::time::sleep(route.timeout.saturating_add(PATIENCE)) => {}
             () = async {
                 node.abort.cancelled().await;
                 tokio::time::sleep(PATIENCE).await;

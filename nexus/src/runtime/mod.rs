@@ -115,6 +115,7 @@ pub(crate) struct Node {
     /// such a message runs alone.
     pub(crate) isolation: Arc<RwLock<()>>,
     /// Ends the control thread with the last task of the node.
+    #[expect(dead_code, reason = "it works by being dropped")]
     pub(crate) alive: DropGuard,
 }
 

@@ -1,7 +1,7 @@
 //! The main job of nexus in one file: events emitted and handled in transactions, a follow-up
 //! event, a cron tick, a retry that succeeds, a dead letter that is shown and redriven.
 //!
-//! `cargo run --example quickstart` needs nothing but a Rust toolchain and PostgreSQL's programs
+//! `cargo run --example quickstart` needs nothing but a Rust toolchain and `PostgreSQL`'s programs
 //! on the machine; with `DATABASE_URL` set it uses that server.
 
 use std::{

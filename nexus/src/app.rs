@@ -5,7 +5,11 @@ mod register;
 use std::{
     fmt,
     future::Future,
-    sync::{Arc, atomic::Ordering},
+    io::IsTerminal,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -283,6 +287,7 @@ impl App {
         if let Err(error) = crate::event::check_name("app", &self.name) {
             problems.push(Problem::new(error.to_string()));
         }
+        problems.extend(self.overrides.problems().into_iter().map(Problem::new));
         if !self.metadata.is_object() {
             problems.push(Problem::new("App::metadata is not a JSON object"));
         }
@@ -344,8 +349,8 @@ impl fmt::Debug for App {
 pub struct Handle {
     running: Running,
     fenced: CancellationToken,
-    #[cfg(feature = "embedded")]
-    _embedded: Option<nexus_embedded::Source>,
+    /// Stops a while after its last user is gone.
+    _embedded: Option<Embedded>,
 }
 
 /// What became of a handler's attempts since the node started.
@@ -370,6 +375,23 @@ pub struct HandlerStats {
     pub lost: u64,
 }
 
+fn stats(routes: &[Arc<Route>]) -> Vec<HandlerStats> {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    routes
+        .iter()
+        .map(|route| HandlerStats {
+            group: route.group.clone(),
+            handler: route.name(),
+            event_type: route.event_type.clone(),
+            completed: read(&route.counts.completed),
+            retried: read(&route.counts.retried),
+            snoozed: read(&route.counts.snoozed),
+            dead_lettered: read(&route.counts.dead_lettered),
+            lost: read(&route.counts.lost),
+        })
+        .collect()
+}
+
 impl Handle {
     /// The app's client.
     #[must_use]
@@ -386,24 +408,7 @@ impl Handle {
     /// What the handlers of this node have done so far.
     #[must_use]
     pub fn stats(&self) -> Vec<HandlerStats> {
-        self.running
-            .routes
-            .iter()
-            .map(|route| {
-                let counts = &route.counts;
-                let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-                HandlerStats {
-                    group: route.group.clone(),
-                    handler: route.name(),
-                    event_type: route.event_type.clone(),
-                    completed: read(&counts.completed),
-                    retried: read(&counts.retried),
-                    snoozed: read(&counts.snoozed),
-                    dead_lettered: read(&counts.dead_lettered),
-                    lost: read(&counts.lost),
-                }
-            })
-            .collect()
+        stats(&self.running.routes)
     }
 
     /// Waits until no message is left for this node's handlers, waiting for a retry included, and
@@ -424,12 +429,9 @@ impl Handle {
 
     async fn is_idle(&self) -> sqlx::Result<bool> {
         let mut connection = self.running.node.pool.acquire().await?;
-        let mut queues: Vec<&str> = self
-            .running
-            .routes
-            .iter()
-            .map(|route| route.queue.as_str())
-            .collect();
+        // In the main queue, messages of foreign programs wait to be adopted.
+        let mut queues = vec![self.running.main_queue.as_str()];
+        queues.extend(self.running.routes.iter().map(|route| route.queue.as_str()));
         queues.sort_unstable();
         queues.dedup();
         for queue in queues {
@@ -454,9 +456,12 @@ impl Handle {
     }
 
     /// Stops gently: takes no new work, lets what runs finish within the shutdown timeout, gives
-    /// the rest back without counting an attempt, and deregisters the node.
-    pub async fn shutdown(self) {
+    /// the rest back without counting an attempt, and deregisters the node. Returns the final
+    /// [`stats`](Self::stats).
+    pub async fn shutdown(self) -> Vec<HandlerStats> {
+        let routes = self.running.routes.clone();
         self.running.shutdown().await;
+        stats(&routes)
     }
 
     /// Stops waiting for running handlers during [`shutdown`](Self::shutdown).
@@ -491,6 +496,8 @@ pub async fn run(app: App) -> crate::Result {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // No colours in files and pipes.
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init();
     let mut signals = Signals::new();
     let starting = start(app);
@@ -514,7 +521,7 @@ pub async fn run(app: App) -> crate::Result {
     let shutdown = handle.shutdown();
     tokio::pin!(shutdown);
     tokio::select! {
-        () = &mut shutdown => {}
+        _ = &mut shutdown => {}
         () = signals.next() => {
             abort.cancel();
             shutdown.await;
@@ -564,6 +571,36 @@ impl Signals {
 /// or beats with.
 const OWN_CONNECTIONS: u32 = 4;
 
+/// The database that is started when no URL is given.
+struct Embedded {
+    url: String,
+    #[cfg(feature = "embedded")]
+    _server: nexus_embedded::Source,
+}
+
+impl Embedded {
+    #[cfg(feature = "embedded")]
+    async fn start() -> Result<Self, StartError> {
+        let options = nexus_embedded::Options::dev();
+        // Starting a server takes a moment and blocks.
+        let server = tokio::task::spawn_blocking(move || nexus_embedded::resolve(&options))
+            .await
+            .map_err(|error| StartError::Thread(std::io::Error::other(error)))?
+            .map_err(StartError::Embedded)?;
+        tracing::info!("{server}");
+        Ok(Self {
+            url: server.url(),
+            _server: server,
+        })
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    #[expect(clippy::unused_async, reason = "it is, with the feature")]
+    async fn start() -> Result<Self, StartError> {
+        Err(StartError::NoDatabase)
+    }
+}
+
 /// Starts an app and returns once it is registered and its handlers are at work.
 ///
 /// # Errors
@@ -574,25 +611,15 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     let lookup = |variable: &str| std::env::var(variable).ok();
     let config =
         Config::resolve(&app.overrides, &Environment::new(&lookup)).map_err(StartError::Config)?;
-    #[cfg(feature = "embedded")]
-    let mut embedded = None;
-    let (url, source) = match config.database_url.clone() {
-        Some(found) => found,
-        #[cfg(feature = "embedded")]
-        None => {
-            let options = nexus_embedded::Options::dev();
-            // Starting a server takes a moment and blocks.
-            let started = tokio::task::spawn_blocking(move || nexus_embedded::resolve(&options))
-                .await
-                .map_err(|error| StartError::Thread(std::io::Error::other(error)))?
-                .map_err(StartError::Embedded)?;
-            tracing::info!("{started}");
-            let url = started.url();
-            embedded = Some(started);
-            (url, "the embedded database")
-        }
-        #[cfg(not(feature = "embedded"))]
-        None => return Err(StartError::NoDatabase),
+    let (url, source, embedded) = if let Some((url, source)) = config.database_url.clone() {
+        (url, source, None)
+    } else {
+        let embedded = Embedded::start().await?;
+        (
+            embedded.url.clone(),
+            "the embedded database",
+            Some(embedded),
+        )
     };
     let database = Database::from_url(&url, source)?;
     database.migrate().await.map_err(|error| match error {
@@ -654,7 +681,6 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     Ok(Handle {
         running,
         fenced,
-        #[cfg(feature = "embedded")]
         _embedded: embedded,
     })
 }

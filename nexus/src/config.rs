@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
+use crate::event::check_name;
+
 /// A variable of the environment with a value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{variable} is `{value}`, which is refused: {accepted}")]
@@ -85,6 +87,72 @@ pub(crate) struct Overrides {
     pub(crate) retention: Option<Duration>,
 }
 
+impl Overrides {
+    /// What the builder was given and cannot be used: the same bounds as for the environment.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut refuse = |text: String| problems.push(text);
+        if let Some(Err(error)) = self
+            .namespace
+            .as_deref()
+            .map(|name| check_name("namespace", name))
+        {
+            refuse(error.to_string());
+        }
+        if self
+            .node_id
+            .as_deref()
+            .is_some_and(|id| id.is_empty() || id.len() > MAX_NODE_ID)
+        {
+            refuse(format!(
+                "App::node_id is a text of 1 to {MAX_NODE_ID} bytes"
+            ));
+        }
+        let bounded = [
+            (
+                "App::lease",
+                self.lease,
+                LEASE_SECONDS,
+                Duration::from_secs as fn(u64) -> Duration,
+                "seconds",
+            ),
+            (
+                "App::idle_poll",
+                self.idle_poll,
+                IDLE_POLL_MS,
+                Duration::from_millis,
+                "milliseconds",
+            ),
+        ];
+        for (what, value, range, unit, name) in bounded {
+            if value.is_some_and(|value| value < unit(*range.start()) || value > unit(*range.end()))
+            {
+                refuse(format!(
+                    "{what} is from {} to {} {name}",
+                    range.start(),
+                    range.end()
+                ));
+            }
+        }
+        if self
+            .max_payload_bytes
+            .is_some_and(|bytes| bytes > MAX_PAYLOAD_BYTES)
+        {
+            refuse(format!(
+                "App::max_payload_bytes is at most {MAX_PAYLOAD_BYTES} bytes, what Postgres can store"
+            ));
+        }
+        problems
+    }
+}
+
+/// Bounds of settings, for the environment and the builder.
+const LEASE_SECONDS: RangeInclusive<u64> = 1..=43_200;
+const IDLE_POLL_MS: RangeInclusive<u64> = 1..=60_000;
+const MAX_NODE_ID: usize = 100;
+/// jsonb takes up to 255 MiB; the envelope needs some.
+const MAX_PAYLOAD_BYTES: usize = 200 * 1024 * 1024;
+
 /// The same with everything filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -112,16 +180,14 @@ impl Config {
         let mut errors = Vec::new();
         let mut keep = |error| errors.push(error);
         let namespace = environment
-            .checked("CORE_NAMESPACE", |name| {
-                crate::event::check_name("namespace", name)
-            })
+            .checked("CORE_NAMESPACE", |name| check_name("namespace", name))
             .unwrap_or_else(|error| {
                 keep(error);
                 None
             });
         let node_id = environment
             .checked("CORE_NODE_ID", |id| {
-                if id.len() <= 100 {
+                if id.len() <= MAX_NODE_ID {
                     Ok(())
                 } else {
                     Err("a text of at most 100 bytes")
@@ -139,8 +205,8 @@ impl Config {
                     None
                 })
         };
-        let idle_poll = number("CORE_IDLE_POLL_INTERVAL_MS", "milliseconds", 1..=60_000);
-        let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", 1..=43_200);
+        let idle_poll = number("CORE_IDLE_POLL_INTERVAL_MS", "milliseconds", IDLE_POLL_MS);
+        let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", LEASE_SECONDS);
         let batch_size = number("CORE_BATCH_SIZE", "messages", 1..=10_000);
         let database_url = overrides
             .database_url

@@ -15,10 +15,10 @@ pub fn within<F: Future>(what: &str, future: F) -> impl Future<Output = F::Outpu
     let caller = std::panic::Location::caller();
     let what = what.to_owned();
     async move {
-        match tokio::time::timeout(PATIENCE, future).await {
-            Ok(output) => output,
-            Err(_) => panic!("{caller}: within {PATIENCE:?} this did not happen: {what}"),
-        }
+        let Ok(output) = tokio::time::timeout(PATIENCE, future).await else {
+            panic!("{caller}: within {PATIENCE:?} this did not happen: {what}");
+        };
+        output
     }
 }
 

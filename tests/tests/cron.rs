@@ -127,7 +127,7 @@ async fn a_long_outage_is_made_up_for_once() {
         .await
         .unwrap();
     node.shutdown().await;
-    database.advance(Duration::from_secs(5 * 24 * 3600)).await;
+    database.advance(Duration::from_hours(120)).await;
     let node = nexus::start(app(&database, "nightly", &sender))
         .await
         .unwrap();
@@ -225,7 +225,7 @@ async fn a_task_made_by_hand_waits_for_its_time() {
         .await
         .unwrap();
     assert_eq!(fired, 0);
-    database.advance(Duration::from_secs(3600)).await;
+    database.advance(Duration::from_hours(1)).await;
     let (_, due_at) = within("the task ticks", ticks.recv()).await.unwrap();
     assert_eq!(due_at.as_second() % 3600, 0);
     // Run by hand, and by pg_cron, it ticks as well.

@@ -583,7 +583,7 @@ async fn one_idempotency_key_is_one_event() {
         "{error}"
     );
     // A day later the key may be used again.
-    test.database.advance(Duration::from_secs(25 * 3600)).await;
+    test.database.advance(Duration::from_hours(25)).await;
     let later = app
         .client()
         .emit(&order(2))

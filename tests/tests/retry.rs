@@ -15,6 +15,10 @@ struct Command {
     say: String,
 }
 
+fn command_again(number: u32) -> Command {
+    command(number + 100, "")
+}
+
 fn command(number: u32, say: &str) -> Command {
     Command {
         number,
@@ -65,6 +69,13 @@ async fn obey_in_sql(command: Envelope<Command>, tx: &mut Tx) -> nexus::Result {
     if command.say == "swallow an error" && command.attempt() == 1 {
         // The transaction is aborted now, whatever the handler returns.
         let _ = sqlx::query("select 1/0").execute(&mut **tx).await;
+    }
+    if command.say == "commit by hand" {
+        sqlx::query("commit").execute(&mut **tx).await?;
+    }
+    if command.say == "commit by hand and emit" {
+        tx.emit(&command_again(command.number))?;
+        sqlx::raw_sql("commit; begin").execute(&mut **tx).await?;
     }
     Ok(())
 }
@@ -198,7 +209,7 @@ async fn waits_for_the_backoff_by_the_clock_of_the_database() {
         minutes.map(|minutes| assert!((48..=72).contains(&minutes), "{minutes}"))
     })
     .await;
-    test.database.advance(Duration::from_secs(73 * 60)).await;
+    test.database.advance(Duration::from_mins(73)).await;
     assert_eq!(within("it runs again", test.saw.recv()).await, Some((1, 2)));
     test.idle().await;
 }
@@ -282,6 +293,32 @@ async fn a_timeout_rolls_back_and_stops_the_statement() {
         (running == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_handler_that_commits_by_hand_is_found_out() {
+    let test = Test::new("obey_in_sql").await;
+    let commands = [
+        command(1, "commit by hand"),
+        command(2, "commit by hand and emit"),
+        command(3, ""),
+    ];
+    test.emit(&commands).await;
+    test.idle().await;
+    // Its effect is there, once; what it emitted is not, for the message was not completed.
+    assert_eq!(test.effects().await, [1, 2, 3]);
+    assert_eq!(test.counts(), (1, 0, 0, 2));
+    for letter in test.letters().await {
+        assert_eq!(
+            (letter.attempts, letter.reason.as_str()),
+            (1, "Permanent error")
+        );
+        let error = letter.error.unwrap();
+        assert!(
+            error.contains("ended its transaction by a statement of its own"),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -21,8 +21,8 @@ use crate::event::{EncodeError, Event, Outgoing};
 /// commit together or not at all.
 ///
 /// It derefs to [`PgConnection`], so `sqlx::query(…).execute(&mut **tx)` works. A handler cannot
-/// commit it: `Ok` commits, `Err` rolls back. Outside of handlers it comes from
-/// [`Client::begin`].
+/// commit it: `Ok` commits, `Err` rolls back, and one that sends `commit` as a statement is
+/// dead-lettered. Outside of handlers it comes from [`Client::begin`].
 ///
 /// Events emitted on it are checked at once and stored by one statement just before the commit;
 /// until then `core.event_log` does not show them, not even to this transaction.

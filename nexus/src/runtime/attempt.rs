@@ -336,7 +336,8 @@ async fn begin_now(node: &Node, route: &Route) -> sqlx::Result<Tx> {
     // The server stops a statement, and gives the transaction up, when the handler's time is over.
     let ms = route.timeout.as_millis().clamp(1, i32::MAX as u128);
     let settings = format!(
-        "set local statement_timeout = {ms}; set local idle_in_transaction_session_timeout = {ms}"
+        "{}; set local statement_timeout = {ms}; set local idle_in_transaction_session_timeout = {ms}",
+        queue::MARK_TRANSACTION
     );
     Tx::begin(&node.client, connection, &settings).await
 }
@@ -359,12 +360,14 @@ async fn commit(
         .map(|message| message.lease.read_ct)
         .collect();
     let mut queues = Vec::new();
+    let within = queue::Within::HandlersTransaction;
     let completed = if emits.is_empty() {
-        queue::complete(&mut tx, &route.queue, &msg_ids, &read_cts)
+        queue::complete(&mut tx, &route.queue, within, &msg_ids, &read_cts)
             .await
             .map_err(|source| EmitError::Append { source })
     } else {
         let completion = Completion {
+            within,
             queue: &route.queue,
             msg_ids: &msg_ids,
             read_cts: &read_cts,
@@ -382,7 +385,13 @@ async fn commit(
     match completed {
         Ok(completed) if completed.len() == msg_ids.len() => {}
         Ok(completed) => {
+            let is_ours = queue::is_marked(&mut tx).await;
             roll_back(tx).await;
+            if let Ok(false) = is_ours {
+                return End::Failed(Error::permanent(
+                    "the handler ended its transaction by a statement of its own, so its effect is not tied to the message: return `Ok` to commit, `Err` to roll back",
+                ));
+            }
             return End::Stolen(
                 msg_ids
                     .into_iter()

@@ -123,6 +123,8 @@ pub(crate) struct Node {
 pub(crate) struct Running {
     pub(crate) node: Arc<Node>,
     pub(crate) routes: Vec<Arc<Route>>,
+    /// The queue of the namespace's default group, which every node adopts from.
+    pub(crate) main_queue: String,
     control: Control,
     workers: TaskTracker,
     services: TaskTracker,
@@ -203,7 +205,7 @@ pub(crate) fn start(
     }
     // Every node adopts, whatever its groups.
     if !queues.contains(&main_queue) {
-        queues.push(main_queue);
+        queues.push(main_queue.clone());
     }
     let until = || give_up.clone();
     services.spawn(until().run_until_cancelled_owned(adopter::run(Arc::clone(&node), queues)));
@@ -216,6 +218,7 @@ pub(crate) fn start(
     Running {
         node,
         routes,
+        main_queue,
         control,
         workers,
         services,

@@ -13,7 +13,7 @@ use crate::{
     store::{
         self, Failure,
         event_log::Completion,
-        queue::{self, Burial, Release},
+        queue::{self, Burial, Release, Within},
     },
 };
 
@@ -165,6 +165,7 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         }
     }
     let completion = Completion {
+        within: Within::Statement,
         queue,
         msg_ids: &msg_ids,
         read_cts: &read_cts,
@@ -177,7 +178,7 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     let operation = || async move {
         let mut connection = node.connection().await.map_err(EmitError::Connect)?;
         let done = if events.is_empty() {
-            queue::complete(&mut connection, queue, msg_ids, read_cts)
+            queue::complete(&mut connection, queue, Within::Statement, msg_ids, read_cts)
                 .await
                 .map(|completed| (completed, Vec::new()))
                 .map_err(|source| EmitError::Append { source })?

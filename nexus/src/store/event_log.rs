@@ -7,7 +7,7 @@ use std::{
 
 use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
 
-use super::{JsonText, table};
+use super::{JsonText, queue::Within, table};
 use crate::event::Outgoing;
 
 /// Which queues each event type goes to, as of one version of the namespace's subscriptions.
@@ -75,6 +75,7 @@ impl Plan {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Completion<'a> {
     pub(crate) queue: &'a str,
+    pub(crate) within: Within,
     pub(crate) msg_ids: &'a [i64],
     pub(crate) read_cts: &'a [i32],
 }
@@ -112,14 +113,14 @@ pub(crate) struct Statements {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Shape {
     targets: BTreeSet<String>,
-    completes: Option<String>,
+    completes: Option<(String, Within)>,
     keyed: bool,
 }
 
 /// Appends `events` and enqueues them; completes messages in the same statement.
 ///
 /// `source[i]` is the message whose handler returned event `i`: the event is stored only if that
-/// message is completed. `None` as a result means that the plan is no longer in force and that
+/// message is completed; with `None` if any is. `None` as a result means that the plan is no longer in force and that
 /// nothing was stored.
 pub(crate) async fn emit(
     connection: &mut PgConnection,
@@ -132,7 +133,7 @@ pub(crate) async fn emit(
 ) -> sqlx::Result<Option<Stored>> {
     let shape = Shape {
         targets: plan.targets(events),
-        completes: completion.map(|completion| completion.queue.to_owned()),
+        completes: completion.map(|completion| (completion.queue.to_owned(), completion.within)),
         keyed: events.iter().any(|event| event.idempotency_key.is_some()),
     };
     let text = statements.text(&shape);
@@ -215,7 +216,7 @@ impl Shape {
         steps.extend(
             self.completes
                 .as_ref()
-                .map(|queue| complete_step(queue, &parameters)),
+                .map(|(queue, within)| complete_step(queue, *within, &parameters)),
         );
         steps.push(self.events_step(&parameters));
         if self.keyed {
@@ -288,7 +289,8 @@ impl Shape {
         if self.completes.is_some() {
             arrays = format!(", {}::bigint[]", parameters.source);
             columns.push_str(", source");
-            only_completed = "and (e.source is null or e.source in (select msg_id from d))";
+            only_completed = "and case when e.source is null then exists (select from d)
+                                        else e.source in (select msg_id from d) end";
         }
         if self.keyed {
             arrays = format!("{arrays}, {}::text[]", parameters.keys);
@@ -319,6 +321,7 @@ struct Parameters {
 
 fn complete_step(
     queue: &str,
+    within: Within,
     Parameters {
         msg_ids, read_cts, ..
     }: &Parameters,
@@ -327,10 +330,11 @@ fn complete_step(
         "d as (
              delete from {table} q
              using unnest({msg_ids}::bigint[], {read_cts}::int[]) as c (msg_id, read_ct)
-             where q.msg_id = c.msg_id and q.read_ct = c.read_ct and exists (select from v)
+             where q.msg_id = c.msg_id and q.read_ct = c.read_ct and exists (select from v) {condition}
              returning q.msg_id
          )",
-        table = table(queue)
+        table = table(queue),
+        condition = within.condition()
     )
 }
 

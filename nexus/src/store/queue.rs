@@ -206,19 +206,55 @@ pub(crate) async fn lost(
         .await
 }
 
+/// What a completion commits with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Within {
+    /// Its own statement.
+    Statement,
+    /// A handler's transaction, begun with [`MARK_TRANSACTION`]. Nothing is completed if the handler
+    /// has ended it by a statement of its own.
+    HandlersTransaction,
+}
+
+/// Marks a handler's transaction: the setting ends with it.
+pub(crate) const MARK_TRANSACTION: &str = "set local nexus.transaction = 'handler'";
+
+impl Within {
+    /// What has to hold for the completion, as the end of a `where`.
+    pub(super) fn condition(self) -> &'static str {
+        match self {
+            Self::Statement => "",
+            Self::HandlersTransaction => {
+                "and current_setting('nexus.transaction', true) = 'handler'"
+            }
+        }
+    }
+}
+
+/// Whether the transaction is still the one that was marked.
+pub(crate) async fn is_marked(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "select coalesce(current_setting('nexus.transaction', true) = 'handler', false)",
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// Ends attempts successfully: deletes the messages and returns those that were still ours.
 pub(crate) async fn complete(
     connection: &mut PgConnection,
     queue: &str,
+    within: Within,
     msg_ids: &[i64],
     read_cts: &[i32],
 ) -> sqlx::Result<Vec<i64>> {
     let text = format!(
         "delete from {table} q
          using unnest($1::bigint[], $2::int[]) as c (msg_id, read_ct)
-         where q.msg_id = c.msg_id and q.read_ct = c.read_ct
+         where q.msg_id = c.msg_id and q.read_ct = c.read_ct {condition}
          returning q.msg_id",
-        table = table(queue)
+        table = table(queue),
+        condition = within.condition()
     );
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
         .bind(msg_ids)

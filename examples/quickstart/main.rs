@@ -91,6 +91,7 @@ async fn main() -> nexus::Result {
         .name("quickstart")
         .namespace("quickstart")
         .state(Arc::clone(&world));
+    println!("starting; the first time this takes a few seconds, because a database is made");
     let handle = nexus::start(app).await?;
     let client = handle.client();
     sqlx::query("create table if not exists quickstart_accounts (user_id bigint, email text)")

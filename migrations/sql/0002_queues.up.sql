@@ -31,6 +31,11 @@ begin
         execute format(
             'create index if not exists %I on pgmq.%I (msg_id) where (headers ->> ''abandoned'')::int >= 2',
             q || '_suspect_idx', q);
+        -- What core.adopt looks for, by the same predicate: no claim finds these.
+        execute format(
+            'create index if not exists %I on pgmq.%I (msg_id)
+             where ((headers ->> ''handler'') is not null and (headers ->> ''eventVersion'') ~ ''^[1-9][0-9]*$'') is not true',
+            q || '_foreign_idx', q);
         execute format(
             'alter table pgmq.%I set (fillfactor = 70, autovacuum_vacuum_scale_factor = 0,
                  autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,

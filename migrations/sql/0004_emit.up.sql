@@ -199,7 +199,8 @@ begin
 end
 $$;
 
--- Takes in what foreign programs sent to a queue by plain pgmq.send: a message without our headers.
+-- Takes in what foreign programs sent to a queue by plain pgmq.send: a message without our headers,
+-- or whose headers no claim looks for. The predicate is that of an index of core.tune_queue.
 -- It is deleted, appended to the log and fanned out to every subscription, all or nothing. What is
 -- no envelope becomes a dead letter that says what was found. Returns one row a message.
 create function core.adopt(p_namespace text, p_queue text, p_limit integer, p_max_bytes integer)
@@ -221,8 +222,9 @@ begin
         'select q.msg_id, q.read_ct, q.enqueued_at,
                 octet_length(q.message::text) > $2 as too_large
          from pgmq.%I q
-         where (q.headers ->> ''handler'') is null and q.vt <= core.now()
-         order by q.vt, q.msg_id limit $1 for update skip locked', 'q_' || p_queue)
+         where ((q.headers ->> ''handler'') is not null and (q.headers ->> ''eventVersion'') ~ ''^[1-9][0-9]*$'') is not true
+           and q.vt <= core.now()
+         order by q.msg_id limit $1 for update skip locked', 'q_' || p_queue)
         using p_limit, p_max_bytes
     loop
         msg_id := m.msg_id;

@@ -3,27 +3,34 @@
 mod register;
 
 use std::{
+    any::Any,
+    collections::BTreeMap,
     fmt,
     future::Future,
     io::IsTerminal,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use nexus_migrations::MigrateError;
 use serde_json::Value;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::{
+    config::ConfigError,
+    registry::{Problem, Problems},
+};
+pub use nexus_migrations::MigrateError;
+
 use crate::{
     client::{Bell, Client, ConnectError, Database, Limits},
-    config::{Config, ConfigError, Environment, Overrides},
+    config::{self, Config, Environment, Overrides},
     event::EventDescriptor,
     handler::{Shared, StateMap},
-    registry::{self, HandlerDescriptor, Problem, Problems, Trigger, tick_event_type},
+    registry::{self, HandlerDescriptor, Trigger, tick_event_type},
     retry::RetryPolicy,
     runtime::{self, Control, Counts, Node, Route, Running, Settings},
     store,
@@ -349,8 +356,6 @@ impl fmt::Debug for App {
 pub struct Handle {
     running: Running,
     fenced: CancellationToken,
-    /// Stops a while after its last user is gone.
-    _embedded: Option<Embedded>,
 }
 
 /// What became of a handler's attempts since the node started.
@@ -430,21 +435,13 @@ impl Handle {
     async fn is_idle(&self) -> sqlx::Result<bool> {
         let mut connection = self.running.node.pool.acquire().await?;
         // In the main queue, messages of foreign programs wait to be adopted.
-        let mut queues = vec![self.running.main_queue.as_str()];
-        queues.extend(self.running.routes.iter().map(|route| route.queue.as_str()));
-        queues.sort_unstable();
-        queues.dedup();
-        for queue in queues {
-            let handlers: Vec<&str> = self
-                .running
-                .routes
-                .iter()
-                .filter(|route| route.queue == queue)
-                .map(|route| route.name())
-                .collect();
-            if store::queue::has_messages(&mut connection, queue, &handlers).await? {
-                return Ok(false);
-            }
+        let mut queues = BTreeMap::from([(self.running.main_queue.as_str(), Vec::new())]);
+        for route in &self.running.routes {
+            let handlers = queues.entry(route.queue.as_str()).or_default();
+            handlers.push((route.name(), route.event_version));
+        }
+        if store::queue::has_messages(&mut connection, &queues).await? {
+            return Ok(false);
         }
         // A completed message is gone from its queue a moment before it is counted.
         Ok(self.running.node.leases.is_empty())
@@ -457,7 +454,7 @@ impl Handle {
 
     /// Stops gently: takes no new work, lets what runs finish within the shutdown timeout, gives
     /// the rest back without counting an attempt, and deregisters the node. Returns the final
-    /// [`stats`](Self::stats).
+    /// [`stats`](Self::stats). The client and its pool are closed with it.
     pub async fn shutdown(self) -> Vec<HandlerStats> {
         let routes = self.running.routes.clone();
         self.running.shutdown().await;
@@ -488,10 +485,8 @@ impl fmt::Debug for Handle {
 ///
 /// [`StartError`], or that this node had to stop because another took its id.
 pub async fn run(app: App) -> crate::Result {
-    let filter = std::env::var("CORE_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned());
-    let filter = tracing_subscriber::EnvFilter::try_new(&filter).map_err(|error| {
-        format!("CORE_LOG_LEVEL is `{filter}`, which is refused: {error}; write a level such as `info`, or a filter such as `info,nexus=debug`")
-    })?;
+    let filter = config::log_filter(&Environment::new(&environment))
+        .map_err(|error| StartError::Config(vec![error]))?;
     // An error means that the program has a subscriber of its own.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -601,6 +596,12 @@ impl Embedded {
     }
 }
 
+/// A variable of the environment. What is not Unicode shows as U+FFFD, which no setting accepts.
+fn environment(variable: &str) -> Option<String> {
+    let value = std::env::var_os(variable)?;
+    Some(value.to_string_lossy().into_owned())
+}
+
 /// Starts an app and returns once it is registered and its handlers are at work.
 ///
 /// # Errors
@@ -608,7 +609,7 @@ impl Embedded {
 /// [`StartError`] says what to do. Nothing runs then.
 pub async fn start(app: App) -> Result<Handle, StartError> {
     app.validate()?;
-    let lookup = |variable: &str| std::env::var(variable).ok();
+    let lookup = environment;
     let config =
         Config::resolve(&app.overrides, &Environment::new(&lookup)).map_err(StartError::Config)?;
     let (url, source, embedded) = if let Some((url, source)) = config.database_url.clone() {
@@ -636,8 +637,9 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     };
     let bell = Bell::start(database.options().clone(), &config.namespace);
     let client = Client::new(pool, &config.namespace, &registered.node.id, limits, bell);
-    let stop = CancellationToken::new();
     let fenced = CancellationToken::new();
+    // A node whose id was taken stops, whoever waits for it.
+    let stop = fenced.child_token();
     let leases = runtime::Leases::default();
     let alive = CancellationToken::new();
     let control = Control::start(runtime::Duty {
@@ -654,6 +656,8 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     let node = Arc::new(Node {
         row: registered.node,
         epoch: registered.epoch,
+        declaration: registered.declaration,
+        defines_app: AtomicBool::new(registered.defines_app),
         pool: own_pool,
         transactions: Arc::new(Semaphore::new(config.pool_size.max(2) as usize - 1)),
         options: database.options().clone(),
@@ -676,13 +680,10 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         abort: CancellationToken::new(),
         isolation: Arc::new(RwLock::new(())),
         alive: alive.drop_guard(),
+        database: embedded.map(|embedded| Box::new(embedded) as Box<dyn Any + Send + Sync>),
     });
     let running = runtime::start(node, control, registered.routes, registered.main_queue);
-    Ok(Handle {
-        running,
-        fenced,
-        _embedded: embedded,
-    })
+    Ok(Handle { running, fenced })
 }
 
 /// One line that says what was collected: a crate that was not linked is missing here.

@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
 use crate::event::check_name;
 
 /// A variable of the environment with a value that cannot be used.
@@ -69,6 +71,25 @@ impl<'a> Environment<'a> {
                 ),
             }),
         }
+    }
+}
+
+/// What `CORE_LOG_LEVEL` asks for; `info` without it.
+pub(crate) fn log_filter(environment: &Environment<'_>) -> Result<EnvFilter, ConfigError> {
+    let variable = "CORE_LOG_LEVEL";
+    let value = environment.text(variable).unwrap_or_else(|| "info".to_owned());
+    // A single word that is no level would be taken for the name of a module, and silence all others.
+    let is_level = value.contains(['=', ',', '[']) || value.parse::<LevelFilter>().is_ok();
+    match EnvFilter::try_new(&value) {
+        Ok(filter) if is_level => Ok(filter),
+        refused => Err(ConfigError {
+            variable,
+            accepted: format!(
+                "{}a level (error, warn, info, debug, trace, off) or a filter such as info,nexus=debug",
+                refused.err().map(|error| format!("{error}; ")).unwrap_or_default()
+            ),
+            value,
+        }),
     }
 }
 
@@ -304,6 +325,21 @@ mod tests {
             empty.unwrap().database_url,
             Some(("b".to_owned(), "DATABASE_URL"))
         );
+    }
+
+    #[test]
+    fn takes_levels_and_filters_but_no_single_word_that_is_neither() {
+        let filter = |value: &str| {
+            let lookup = |name: &str| (name == "CORE_LOG_LEVEL").then(|| value.to_owned());
+            log_filter(&Environment::new(&lookup)).map(drop)
+        };
+        for accepted in ["", "info", "DEBUG", "info,nexus=debug", "nexus=trace"] {
+            filter(accepted).unwrap();
+        }
+        for refused in ["loud", "warning", "nexus=loud"] {
+            let error = filter(refused).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("CORE_LOG_LEVEL is `{refused}`, which is refused: ")), "{error}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 /// How long anything may take before a test gives up: generous, because machines are shared.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Waits for something that must happen.
 ///

@@ -163,6 +163,43 @@ async fn violates_at_commit(order: Order, tx: &mut Tx) -> nexus::Result {
     Ok(())
 }
 
+/// Its commit takes longer than its timeout.
+#[handler(backoff = "fixed(10ms)", max_attempts = 2, timeout = "200ms")]
+async fn commits_slowly(order: Order, tx: &mut Tx) -> nexus::Result {
+    sqlx::query("insert into slow values ($1)")
+        .bind(order.number)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Emits and returns more events than one statement stores.
+#[handler(max_attempts = 1)]
+async fn emits_thousands(order: Order, tx: &mut Tx) -> nexus::Result<Vec<Side>> {
+    tx.emit_all(&sides(0, 1_200))?;
+    if order.say == "fail" {
+        tx.emit(&Side { number: -1 })?;
+    }
+    Ok(sides(1_200, 2_500))
+}
+
+/// Returns more events than one statement stores, without a transaction.
+#[handler(max_attempts = 1)]
+async fn returns_thousands(_order: Order) -> Vec<Side> {
+    sides(0, 2_500)
+}
+
+/// Returns a part of what one statement stores; many end together.
+#[handler(concurrency = 20, max_attempts = 1)]
+async fn returns_hundreds(order: Order, gate: State<Gate>) -> Vec<Side> {
+    pass(&gate).await;
+    sides(order.number * 150, order.number * 150 + 150)
+}
+
+fn sides(from: i64, to: i64) -> Vec<Side> {
+    (from..to).map(|number| Side { number }).collect()
+}
+
 /// Returns an event that is over the limit.
 #[handler(max_attempts = 1)]
 async fn returns_too_much(order: Order) -> Option<Emit<Order>> {
@@ -572,6 +609,81 @@ async fn a_violation_that_shows_at_the_commit_is_a_failed_attempt() {
 }
 
 #[tokio::test]
+async fn a_commit_that_takes_longer_than_the_timeout_is_a_failed_attempt() {
+    let test = Test::new().await;
+    sqlx::raw_sql(
+        "create table slow (number bigint);
+         create function sleep() returns trigger language plpgsql as
+             $$ begin perform pg_sleep(30); return null; end $$;
+         create constraint trigger slow after insert on slow deferrable initially deferred
+             for each row execute function sleep()",
+    )
+    .execute(&test.pool)
+    .await
+    .unwrap();
+    let app = nexus::start(test.app(["commits_slowly"])).await.unwrap();
+    app.client().emit(&order(1, "")).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    let letters = app.client().dead_letters("default", 10).await.unwrap();
+    assert_eq!((letters.len(), letters[0].attempts), (1, 2));
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn what_handlers_emit_is_stored_in_statements_of_bounded_size() {
+    for (handler, gated, count) in [
+        ("emits_thousands", false, 1),
+        ("returns_thousands", false, 1),
+        ("returns_hundreds", true, 20),
+    ] {
+        let test = Test::new().await;
+        test.prepare([handler], &orders(count)).await;
+        sqlx::raw_sql(
+            "create table statements (number bigint);
+             create function count_rows() returns trigger language plpgsql security definer as
+                 $$ begin insert into public.statements select count(*) from stored; return null; end $$;
+             create trigger counts after insert on core.event_log
+                 referencing new table as stored for each statement execute function count_rows()",
+        )
+        .execute(&test.pool)
+        .await
+        .unwrap();
+        let app = nexus::start(test.app([handler])).await.unwrap();
+        if gated {
+            until("all run", || async {
+                let claimed: i64 = sqlx::query_scalar(
+                    "select count(*) from pgmq.q_core_events_demo where read_ct > 0",
+                )
+                .fetch_one(&test.pool)
+                .await
+                .unwrap();
+                (claimed == count).then_some(())
+            })
+            .await;
+            test.gate.add_permits(20);
+        }
+        within("all is settled", app.idle()).await.unwrap();
+        let stats = app.stats();
+        assert_eq!(stats[0].completed, count.unsigned_abs(), "{stats:?}");
+        stop(app).await;
+        let sizes = test.numbers("statements").await;
+        assert!(sizes.iter().all(|size| *size <= 1_000), "{handler}: {sizes:?}");
+        let numbers: Vec<i64> = sqlx::query_scalar(
+            "select (payload ->> 'number')::bigint from core.event_log
+             where event_type = 'fault.side' order by event_id",
+        )
+        .fetch_all(&test.pool)
+        .await
+        .unwrap();
+        if gated {
+            assert_eq!(numbers.len(), 3_000);
+        } else {
+            assert_eq!(numbers, (0..2_500).collect::<Vec<i64>>(), "{handler}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_stored_is_refused_before_it_aborts_a_transaction() {
     let test = Test::new().await;
     let app = nexus::start(test.app(["on_side"])).await.unwrap();
@@ -838,10 +950,10 @@ impl Proxy {
         let target: sqlx::postgres::PgConnectOptions = database.url().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let options = target.clone().host("127.0.0.1").port(port);
-        let user = options.get_username().to_owned();
-        let name = options.get_database().unwrap_or(&user).to_owned();
-        let url = format!("postgres://{user}@127.0.0.1:{port}/{name}?sslmode=disable");
+        let (_, rest) = database.url().split_once("://").expect("it is a URL");
+        let (account, _) = rest.split_once('@').expect("the URL names a user");
+        let name = target.get_database().expect("the URL names a database");
+        let url = format!("postgres://{account}@127.0.0.1:{port}/{name}?sslmode=disable");
         let (state, watched) = watch::channel(Line::Up);
         tokio::spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
@@ -916,6 +1028,51 @@ async fn stops_although_the_database_is(line: Line) {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_verdict_whose_answer_was_lost_is_not_counted_as_lost() {
+    let mut test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let app = test.app(["gated"]).database_url(&proxy.url);
+    let app = nexus::start(app).await.unwrap();
+    app.client().emit(&order(1, "")).await.unwrap();
+    test.next().await;
+    sqlx::raw_sql(
+        "create function sleep() returns trigger language plpgsql as
+             $$ begin perform pg_sleep(0.5); return old; end $$;
+         create trigger slow before delete on pgmq.q_core_events_demo
+             for each row execute function sleep()",
+    )
+    .execute(&test.pool)
+    .await
+    .unwrap();
+    test.gate.add_permits(1);
+    until("the verdict is being stored", || async {
+        let sleeping: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and wait_event = 'PgSleep'",
+        )
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
+        (sleeping == 1).then_some(())
+    })
+    .await;
+    // The server stores it, and can tell nobody.
+    proxy.state.send(Line::Down).unwrap();
+    until("the verdict is stored", || async {
+        let left: i64 = sqlx::query_scalar("select count(*) from pgmq.q_core_events_demo")
+            .fetch_one(&test.pool)
+            .await
+            .unwrap();
+        (left == 0).then_some(())
+    })
+    .await;
+    proxy.state.send(Line::Up).unwrap();
+    until("the node is idle", || async { app.idle().await.ok() }).await;
+    assert_eq!(app.stats()[0].lost, 0, "{:?}", app.stats());
+    stop(app).await;
 }
 
 #[tokio::test]

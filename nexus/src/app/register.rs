@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection, PgPool};
@@ -10,11 +11,11 @@ use super::{App, StartError};
 use crate::{
     config::Config,
     registry::Trigger,
-    runtime::Route,
-    schedule::Schedule,
+    runtime::{Declaration, DeclaredTask, Route},
     store::{
+        self,
         nodes::{self, Node},
-        scheduled_tasks::{self, TaskRow},
+        scheduled_tasks,
         subscriptions::{self, EventTypeRow},
     },
 };
@@ -22,6 +23,9 @@ use crate::{
 /// A node that is registered.
 pub(super) struct Registered {
     pub(super) node: Node,
+    pub(super) declaration: Declaration,
+    /// No newer build of the app is alive.
+    pub(super) defines_app: bool,
     pub(super) epoch: i64,
     pub(super) routes: Vec<Route>,
     /// The queue of the namespace's default group.
@@ -65,24 +69,22 @@ pub(super) async fn register(
     subscriptions::lock(&mut tx, &node.namespace)
         .await
         .map_err(&wrong)?;
-    let tasks = task_rows(&routes, &mut tx).await?;
-    check(&node, &event_types, &handlers, &tasks, &mut tx).await?;
-    // An old build that restarts in the middle of a roll-out takes nothing back.
-    if nodes::is_superseded(&mut tx, &node).await.map_err(&wrong)? {
+    let now = scheduled_tasks::now(&mut tx).await.map_err(&wrong)?;
+    let declaration = Declaration {
+        tasks: declared_tasks(&routes, now)?,
+        event_types,
+        handlers,
+    };
+    check(&node, &declaration, &mut tx).await?;
+    let defines_app = declaration
+        .declare(&node, &mut tx)
+        .await
+        .map_err(&wrong)?;
+    if !defines_app {
         tracing::info!(
             app = node.app,
             "a newer build of this app is running, it defines subscriptions and schedules"
         );
-    } else {
-        subscriptions::declare_event_types(&mut tx, &node.namespace, &node.app, &event_types)
-            .await
-            .map_err(&wrong)?;
-        subscriptions::subscribe(&mut tx, &node.namespace, &node.app, &handlers)
-            .await
-            .map_err(&wrong)?;
-        scheduled_tasks::declare(&mut tx, &node.namespace, &node.app, &tasks)
-            .await
-            .map_err(&wrong)?;
     }
     let epoch = nodes::register(&mut tx, &node).await.map_err(&wrong)?;
     let subscribed = subscriptions::list(&mut tx, &node.namespace)
@@ -103,6 +105,8 @@ pub(super) async fn register(
     }
     Ok(Registered {
         node,
+        declaration,
+        defines_app,
         epoch,
         routes,
         main_queue: queues["default"].clone(),
@@ -127,24 +131,9 @@ async fn ensure_groups(
         }
         let queue = subscriptions::ensure_group(connection, namespace, group)
             .await
-            .map_err(|source| {
-                match source
-                    .as_database_error()
-                    .and_then(sqlx::error::DatabaseError::code)
-                    .as_deref()
-                {
-                    // Raised by our own checks, which say which name and why.
-                    Some("22023" | "23505") => StartError::Name {
-                        reason: source
-                            .as_database_error()
-                            .map(|error| error.message().to_owned())
-                            .unwrap_or_default(),
-                    },
-                    _ => StartError::Database {
-                        doing: "create a queue",
-                        source,
-                    },
-                }
+            .map_err(|source| match store::refusal(&source) {
+                Some(reason) => StartError::Name { reason },
+                None => failed("create a queue")(source),
             })?;
         queues.insert(group.to_owned(), queue);
     }
@@ -154,12 +143,15 @@ async fn ensure_groups(
 /// Refuses what contradicts a live node or another live app.
 async fn check(
     node: &Node,
-    event_types: &[EventTypeRow],
-    handlers: &Value,
-    tasks: &[TaskRow],
+    declaration: &Declaration,
     connection: &mut PgConnection,
 ) -> Result<(), StartError> {
     let wrong = failed("compare with other apps");
+    let Declaration {
+        event_types,
+        handlers,
+        tasks,
+    } = declaration;
     let Node { namespace, app, .. } = node;
     if let Some((other_node, other)) = nodes::other_program(connection, node)
         .await
@@ -240,32 +232,24 @@ fn handler_rows(routes: &[Route]) -> Value {
         .collect()
 }
 
-async fn task_rows(
-    routes: &[Route],
-    connection: &mut PgConnection,
-) -> Result<Vec<TaskRow>, StartError> {
-    let now = scheduled_tasks::now(connection)
-        .await
-        .map_err(failed("ask for the time"))?;
-    let mut rows = Vec::new();
+fn declared_tasks(routes: &[Route], now: Timestamp) -> Result<Vec<DeclaredTask>, StartError> {
+    let mut tasks = Vec::new();
     for route in routes {
         let Trigger::Cron(cron) = &route.descriptor.trigger else {
             continue;
         };
-        let next = Schedule::parse(cron.expression, cron.time_zone)
-            .and_then(|schedule| schedule.next_after(now))
-            .map_err(|error| StartError::Name {
-                reason: format!("{error}, in {}", route.descriptor.origin),
-            })?;
-        rows.push(TaskRow {
+        let task = DeclaredTask {
             name: route.name().to_owned(),
             expression: cron.expression.to_owned(),
             time_zone: cron.time_zone.map(str::to_owned),
             event_type: route.event_type.clone(),
-            next_run_at_micros: next.as_microsecond(),
-        });
+        };
+        task.next_after(now).map_err(|error| StartError::Name {
+            reason: format!("{error}, in {}", route.descriptor.origin),
+        })?;
+        tasks.push(task);
     }
-    Ok(rows)
+    Ok(tasks)
 }
 
 fn event_type_rows(app: &App) -> Vec<EventTypeRow> {

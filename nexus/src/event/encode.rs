@@ -37,7 +37,7 @@ pub enum EncodeError {
     TooLarge {
         /// The event type.
         event_type: String,
-        /// Size of the payload in bytes.
+        /// Size in bytes of the payload's text as Postgres writes it; see `App::max_payload_bytes`.
         bytes: usize,
         /// The limit in force, in bytes.
         limit: usize,
@@ -76,21 +76,102 @@ pub(crate) fn encode<T: Serialize + ?Sized>(
     Ok(text)
 }
 
-/// Checks JSON text that was made elsewhere for what Postgres refuses.
-pub(crate) fn check_text(event_type: &str, text: &str, limit: usize) -> Result<(), EncodeError> {
-    if text.len() > limit {
-        return Err(EncodeError::TooLarge {
-            event_type: event_type.to_owned(),
-            bytes: text.len(),
-            limit,
-        });
-    }
+/// Checks JSON text for what Postgres refuses.
+fn check_text(event_type: &str, text: &str, limit: usize) -> Result<(), EncodeError> {
+    check_size(event_type, text, limit)?;
     if has_escaped_nul(text) {
         return Err(EncodeError::NulCharacter {
             event_type: event_type.to_owned(),
         });
     }
     Ok(())
+}
+
+/// Checks the size of compact JSON text against the limit on payloads.
+pub(super) fn check_size(event_type: &str, text: &str, limit: usize) -> Result<(), EncodeError> {
+    // What is stored is longer by less than its own length, unless a number has an exponent.
+    if text.len() < limit / 2 && !may_have_exponent(text) {
+        return Ok(());
+    }
+    let bytes = stored_len(text);
+    if bytes > limit {
+        return Err(EncodeError::TooLarge {
+            event_type: event_type.to_owned(),
+            bytes,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+/// False if no number of the text has an exponent.
+fn may_have_exponent(text: &str) -> bool {
+    text.as_bytes()
+        .windows(2)
+        .any(|pair| pair[0].is_ascii_digit() && matches!(pair[1], b'e' | b'E'))
+}
+
+/// How many bytes compact JSON text has once it has become `jsonb` and text again: that is what a
+/// claim measures. A blank follows each comma and colon, and numbers are written out.
+fn stored_len(text: &str) -> usize {
+    let mut rest = text;
+    let mut stored = 0;
+    while let Some(first) = rest.bytes().next() {
+        let token = match first {
+            b'"' => string_len(rest),
+            b'-' | b'0'..=b'9' => rest
+                .find(|c: char| !matches!(c, '0'..='9' | '.' | 'e' | 'E' | '+' | '-'))
+                .unwrap_or(rest.len()),
+            // Punctuation, and the letters of words: all that is outside of strings is ASCII.
+            _ => 1,
+        };
+        stored += match first {
+            b',' | b':' => 2,
+            b'-' | b'0'..=b'9' => written_out_len(&rest[..token]),
+            _ => token,
+        };
+        rest = &rest[token..];
+    }
+    stored
+}
+
+/// The length of the string that the text starts with, with both quotes.
+fn string_len(text: &str) -> usize {
+    let mut is_escaped = false;
+    let end = text.bytes().skip(1).position(|byte| {
+        let is_end = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        is_end
+    });
+    end.map_or(text.len(), |before| before + 2)
+}
+
+/// The length of a number without its exponent: Postgres writes 1e300 with 301 digits.
+fn written_out_len(number: &str) -> usize {
+    let Some((mantissa, exponent)) = number.split_once(['e', 'E']) else {
+        return number.len();
+    };
+    // One that is no i64 is no number for Postgres either.
+    let exponent: i64 = exponent.parse().unwrap_or(0);
+    let shift = usize::try_from(exponent.unsigned_abs()).unwrap_or(usize::MAX);
+    let digits = mantissa.trim_start_matches('-');
+    let sign = mantissa.len() - digits.len();
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let (whole, fraction) = if exponent >= 0 {
+        (
+            whole.len().saturating_add(shift),
+            fraction.len().saturating_sub(shift),
+        )
+    } else {
+        (
+            whole.len().saturating_sub(shift).max(1),
+            fraction.len().saturating_add(shift),
+        )
+    };
+    let point = usize::from(fraction > 0);
+    sign.saturating_add(whole)
+        .saturating_add(point)
+        .saturating_add(fraction)
 }
 
 /// Whether JSON text holds the escape of U+0000. A backslash that is itself escaped does not count.
@@ -333,5 +414,41 @@ mod tests {
             "{error}"
         );
         encode("note.taken", &"x".repeat(98), 100).unwrap();
+    }
+
+    #[test]
+    fn measures_what_postgres_writes() {
+        for (text, stored) in [
+            ("{}", "{}"),
+            ("[1,-2.50,true,null]", "[1, -2.50, true, null]"),
+            (r#"{"a":[],"b":{"c":0}}"#, r#"{"a": [], "b": {"c": 0}}"#),
+            (r#"["a,b:c","\",","\\",1,"ä:1e9"]"#, r#"["a,b:c", "\",", "\\", 1, "ä:1e9"]"#),
+            ("1e16", "10000000000000000"),
+            ("-1.5e3", "-1500"),
+            ("1.25e1", "12.5"),
+            ("1E+2", "100"),
+            ("1.5e-10", "0.00000000015"),
+            ("12e-1", "1.2"),
+        ] {
+            assert_eq!(stored_len(text), stored.len(), "{text}");
+        }
+        assert_eq!(stored_len("1e300"), 301);
+        assert_eq!(stored_len("[5e-324,1e300]"), 2 + 326 + 2 + 301);
+    }
+
+    #[test]
+    fn limits_what_is_stored_and_not_what_is_sent() {
+        // 67 and 69 bytes as sent; as stored, each comma has a blank after it.
+        encode("numbers.drawn", &vec![1_u8; 33], 100).unwrap();
+        let error = encode("numbers.drawn", &vec![1_u8; 34], 100).unwrap_err();
+        assert!(
+            matches!(error, EncodeError::TooLarge { bytes: 102, .. }),
+            "{error}"
+        );
+        let error = encode("numbers.drawn", &1e300, 100).unwrap_err();
+        assert!(
+            matches!(error, EncodeError::TooLarge { bytes: 301, .. }),
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,7 @@
-//! The grammar of names that are stored, kept in one place.
+//! The grammar of names that are stored.
+//!
+//! `nexus-macros/src/name.rs` and `core.check_name` in the database hold the same rules: a change to
+//! one is a change to all three.
 
 /// Why a name was refused; its text says what is accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-use super::{EncodeError, Event, encode};
+use super::{EncodeError, Event, encode, encode::check_size};
 
 /// Longest idempotency key in bytes: it stands in an index, whose rows are limited.
 const LONGEST_KEY: usize = 1_000;
@@ -37,14 +37,7 @@ impl Outgoing {
     /// Refuses what the server would refuse, which would abort the transaction it is sent with.
     pub(crate) fn check(&self, limit: usize) -> Result<(), EncodeError> {
         let event_type = || self.event_type.clone();
-        let bytes = self.payload.len();
-        if bytes > limit {
-            return Err(EncodeError::TooLarge {
-                event_type: event_type(),
-                bytes,
-                limit,
-            });
-        }
+        check_size(&self.event_type, &self.payload, limit)?;
         let texts = [
             &self.key,
             &self.idempotency_key,

@@ -15,7 +15,20 @@ use crate::{client::Client, event::EnvelopeMeta};
 
 /// What a handler may take after its event.
 ///
-/// Implement it for types of your own that are made from what an attempt knows.
+/// Implement it for types of your own that are made from what an attempt knows:
+///
+/// ```
+/// use nexus::{Ctx, FromContext, handler::Context};
+///
+/// /// The key under which other systems recognise this delivery.
+/// struct DeliveryKey(String);
+///
+/// impl FromContext for DeliveryKey {
+///     fn from_context(context: &Context) -> nexus::Result<Self> {
+///         Ok(Self(Ctx::from_context(context)?.meta().delivery_key()))
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler argument",
     label = "not a handler argument",

@@ -1,18 +1,28 @@
 //! What has to be done from time to time, by whichever node gets to it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use sqlx::{Connection, PgConnection};
 
 use super::Node;
-use crate::store::maintenance;
+use crate::store::{self, maintenance, subscriptions};
 
 /// New subscriptions are settled, and partitions and expired rows looked after, this often.
 const EVERY: Duration = Duration::from_secs(2);
 const MAINTAIN_EVERY: u32 = 30;
 
+/// How long one round may take before its connection counts as lost.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 pub(crate) async fn run(node: Arc<Node>) {
     let mut round = 0_u32;
     while !node.stop.is_cancelled() {
-        if let Err(error) = care(&node, round.is_multiple_of(MAINTAIN_EVERY)).await {
+        let care = care(&node, round.is_multiple_of(MAINTAIN_EVERY));
+        let cared = tokio::time::timeout(PATIENCE, care).await;
+        if let Err(error) = cared.unwrap_or_else(|_| Err(store::no_answer())) {
             tracing::warn!(%error, "maintenance failed, trying again");
         }
         round = round.wrapping_add(1);
@@ -37,9 +47,25 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
             );
         }
     }
+    if !node.defines_app.load(Ordering::Relaxed) && define_app(node, &mut connection).await? {
+        node.defines_app.store(true, Ordering::Relaxed);
+        tracing::info!(
+            app = node.row.app,
+            "no newer build of this app is alive, this one defines subscriptions and schedules"
+        );
+    }
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
         node.client.bell().ring_all_here();
     }
     connection.give_back();
     Ok(())
+}
+
+/// After a roll-back the build that was superseded defines the app again.
+async fn define_app(node: &Node, connection: &mut PgConnection) -> sqlx::Result<bool> {
+    let mut tx = connection.begin().await?;
+    subscriptions::lock(&mut tx, &node.row.namespace).await?;
+    let is_defined = node.declaration.declare(&node.row, &mut tx).await?;
+    tx.commit().await?;
+    Ok(is_defined)
 }

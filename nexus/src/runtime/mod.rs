@@ -13,6 +13,7 @@
 mod adopter;
 mod attempt;
 mod caretaker;
+mod declaration;
 mod lease;
 mod listener;
 mod scheduler;
@@ -20,11 +21,12 @@ mod settle;
 mod worker;
 
 use std::{
+    any::Any,
     collections::BTreeMap,
     ops::{Deref, DerefMut},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,6 +46,7 @@ use crate::{
     store::{self, nodes},
 };
 
+pub(crate) use declaration::{Declaration, DeclaredTask};
 pub(crate) use lease::{Control, Duty, Leases};
 
 /// A handler as this node runs it: its descriptor with all defaults filled in.
@@ -96,6 +99,9 @@ pub(crate) struct Settings {
 pub(crate) struct Node {
     pub(crate) row: nodes::Node,
     pub(crate) epoch: i64,
+    pub(crate) declaration: Declaration,
+    /// False while a newer build of the app is alive.
+    pub(crate) defines_app: AtomicBool,
     pub(crate) client: Client,
     /// Connections of the loops themselves, so that handlers which hold every connection of the
     /// client's pool hold up nothing else.
@@ -117,6 +123,9 @@ pub(crate) struct Node {
     /// Ends the control thread with the last task of the node.
     #[expect(dead_code, reason = "it works by being dropped")]
     pub(crate) alive: DropGuard,
+    /// The embedded database, which stops a while after its last user is gone.
+    #[expect(dead_code, reason = "it works by being dropped")]
+    pub(crate) database: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// A node at work.

@@ -95,6 +95,12 @@ pub(crate) fn classify(error: &sqlx::Error) -> Failure {
     }
 }
 
+/// What a check of ours in the schema says of a name; it names the reason.
+pub(crate) fn refusal(error: &sqlx::Error) -> Option<String> {
+    let error = error.as_database_error()?;
+    matches!(error.code().as_deref(), Some("22023" | "23505")).then(|| error.message().to_owned())
+}
+
 /// The error of a statement that nobody answered in time.
 pub(crate) fn no_answer() -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(

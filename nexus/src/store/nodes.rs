@@ -173,3 +173,47 @@ pub(crate) async fn restore(
         .await
         .map(drop)
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::TestDatabase;
+
+    fn boot(build_id: &str) -> Node {
+        Node {
+            id: "a".to_owned(),
+            namespace: "demo".to_owned(),
+            app: "app".to_owned(),
+            build_id: build_id.to_owned(),
+            program: "program".to_owned(),
+            display_name: None,
+            description: None,
+            metadata: Value::Null,
+            handlers: Value::Null,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_forgotten_takes_no_id_from_a_newer_boot() {
+        let database = TestDatabase::new().await;
+        let mut connection = database.pool().await.acquire().await.unwrap();
+        sqlx::query("insert into core.namespaces (namespace) values ('demo')")
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        let (older, newer) = (boot("older"), boot("newer"));
+        let first = register(&mut connection, &older).await.unwrap();
+        let second = register(&mut connection, &newer).await.unwrap();
+        restore(&mut connection, &older, first).await.unwrap();
+        let beats = [
+            beat(&mut connection, "a", first).await.unwrap(),
+            beat(&mut connection, "a", second).await.unwrap(),
+        ];
+        assert_eq!(beats, [Beat::Fenced, Beat::Alive]);
+
+        deregister(&mut connection, "a", second).await.unwrap();
+        restore(&mut connection, &newer, second).await.unwrap();
+        let beat = beat(&mut connection, "a", second).await.unwrap();
+        assert_eq!(beat, Beat::Alive);
+    }
+}

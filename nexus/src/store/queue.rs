@@ -3,7 +3,7 @@
 //! Every verdict is fenced by (`msg_id`, `read_ct`): the count grows with each claim, so a worker
 //! whose lease ended and whose message was claimed again changes nothing, and sees that.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
@@ -428,19 +428,149 @@ pub(crate) async fn has_suspect(
         .await
 }
 
-/// Whether anything is left for these handlers, or to be adopted.
+/// Whether anything is left for handlers (name and event version) of these queues, or to be adopted.
+///
+/// One statement, hence one state: what a handler of one queue emits into another is seen in one of
+/// them.
 pub(crate) async fn has_messages(
     connection: &mut PgConnection,
-    queue: &str,
-    handlers: &[&str],
+    queues: &BTreeMap<&str, Vec<(&str, u32)>>,
 ) -> sqlx::Result<bool> {
-    let text = format!(
-        "select exists (select from {table} where headers ->> 'handler' = any ($1))
-             or exists (select from {table} where (headers ->> 'handler') is null)",
-        table = table(queue)
-    );
-    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
-        .bind(handlers)
-        .fetch_one(connection)
-        .await
+    let conditions: Vec<String> = queues
+        .keys()
+        .enumerate()
+        .map(|(index, queue)| {
+            format!(
+                "exists (select from {table} m
+                         join unnest(${handlers}::text[], ${versions}::text[]) as w (handler, version)
+                             on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version)
+                 or exists (select from {table} m where (m.headers ->> 'eventVersion') is null)",
+                table = table(queue),
+                handlers = 2 * index + 1,
+                versions = 2 * index + 2,
+            )
+        })
+        .collect();
+    let text = format!("select {}", conditions.join(" or "));
+    let mut query = sqlx::query_scalar(AssertSqlSafe(text).into_sql_str());
+    for wants in queues.values() {
+        let (handlers, versions): (Vec<&str>, Vec<String>) =
+            wants.iter().map(|(handler, version)| (*handler, version.to_string())).unzip();
+        query = query.bind(handlers).bind(versions);
+    }
+    query.fetch_one(connection).await
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use sqlx::{Postgres, pool::PoolConnection};
+
+    use super::*;
+    use crate::testing::TestDatabase;
+
+    const QUEUE: &str = "core_events_demo";
+
+    /// A queue with one message in it.
+    async fn queue(database: &TestDatabase) -> PoolConnection<Postgres> {
+        let mut connection = database.pool().await.acquire().await.unwrap();
+        for statement in [
+            "select core.ensure_group('demo', 'default')",
+            "select pgmq.send('core_events_demo', '{}', '{\"handler\": \"h\", \"eventVersion\": 1}'::jsonb, 0)",
+        ] {
+            sqlx::query(statement)
+                .execute(&mut *connection)
+                .await
+                .unwrap();
+        }
+        connection
+    }
+
+    async fn claim_for(
+        connection: &mut PgConnection,
+        which: Which,
+        lease: Duration,
+    ) -> Option<Claimed> {
+        let claims = claim(connection, QUEUE, &wants(), which, lease, i32::MAX)
+            .await
+            .unwrap();
+        claims.messages.into_iter().next()
+    }
+
+    fn wants() -> [Want; 1] {
+        [Want {
+            handler: "h".to_owned(),
+            event_version: 1,
+            slots: 1,
+            not_before_micros: 0,
+        }]
+    }
+
+    #[tokio::test]
+    async fn what_was_given_back_is_not_extended() {
+        let database = TestDatabase::new().await;
+        let mut connection = queue(&database).await;
+        let lease = Duration::from_secs(30);
+        let claimed = claim_for(&mut connection, Which::Ordinary, lease)
+            .await
+            .unwrap();
+        let (ids, counts) = ([claimed.msg_id], [claimed.read_ct]);
+        let held = extend(&mut connection, QUEUE, &ids, &counts, lease).await;
+        assert_eq!(held.unwrap(), ids);
+        assert!(
+            lost(&mut connection, QUEUE, &ids, &counts)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+
+        let back = Release {
+            msg_id: claimed.msg_id,
+            read_ct: claimed.read_ct,
+            delay: Duration::ZERO,
+            failure: None,
+        };
+        release(&mut connection, QUEUE, &[back]).await.unwrap();
+        let held = extend(&mut connection, QUEUE, &ids, &counts, lease).await;
+        assert_eq!(held.unwrap(), []);
+        let gone = lost(&mut connection, QUEUE, &ids, &counts).await;
+        assert_eq!(gone.unwrap(), ids);
+
+        // It is due, as it was told, and the next claim can be extended again.
+        let claimed = claim_for(&mut connection, Which::Ordinary, lease)
+            .await
+            .unwrap();
+        let counts = [claimed.read_ct];
+        let held = extend(&mut connection, QUEUE, &ids, &counts, lease).await;
+        assert_eq!(held.unwrap(), ids);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_lost_its_lease_twice_is_claimed_alone() {
+        let database = TestDatabase::new().await;
+        let mut connection = queue(&database).await;
+        for losses in 0..2 {
+            assert!(
+                !has_suspect(&mut connection, QUEUE, &wants()).await.unwrap(),
+                "after {losses} losses"
+            );
+            assert!(
+                claim_for(&mut connection, Which::Suspect, Duration::ZERO)
+                    .await
+                    .is_none()
+            );
+            let claimed = claim_for(&mut connection, Which::Ordinary, Duration::ZERO).await;
+            assert!(claimed.is_some(), "after {losses} losses");
+        }
+        let beside_others = claim_for(&mut connection, Which::Ordinary, Duration::ZERO).await;
+        assert!(beside_others.is_none());
+        assert!(has_suspect(&mut connection, QUEUE, &wants()).await.unwrap());
+        let alone = claim_for(&mut connection, Which::Suspect, Duration::ZERO)
+            .await
+            .unwrap();
+        assert!(
+            alone.headers.contains("\"abandoned\": 2"),
+            "{}",
+            alone.headers
+        );
+    }
 }

@@ -186,7 +186,7 @@ pub(crate) async fn list(
         .collect())
 }
 
-/// How many messages wait for a handler, and whether any of them is due.
+/// How many messages wait for a handler.
 pub(crate) async fn waiting(
     connection: &mut PgConnection,
     queue: &str,

@@ -9,7 +9,7 @@
 //! own SQL is installed, which needs no rights beyond those to create a schema.
 
 use sqlx::{
-    Connection, PgConnection, PgPool, Row,
+    AssertSqlSafe, Connection, PgConnection, PgPool, Row,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -377,22 +377,18 @@ async fn ensure_pgmq(
     options: &PgConnectOptions,
 ) -> Result<(), MigrateError> {
     if let Some(found) = pgmq_version(connection).await? {
-        let mut parts = found.split('.').map(|part| part.parse().unwrap_or(0));
-        let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-        if version < OLDEST_PGMQ {
-            return Err(MigrateError::PgmqTooOld { found });
-        }
-        return Ok(());
+        return accept_pgmq(found);
     }
-    let offered: bool = sqlx::query_scalar(
-        "select exists (select from pg_available_extension_versions
-                        where name = 'pgmq' and string_to_array(version, '.')::int[] >= '{1,8,0}')",
+    let offered: Vec<String> = sqlx::query_scalar(
+        "select version from pg_available_extension_versions where name = 'pgmq'",
     )
-    .fetch_one(&mut *connection)
+    .fetch_all(&mut *connection)
     .await
     .map_err(failed("look for the extension pgmq"))?;
-    if offered {
-        match sqlx::raw_sql("create extension pgmq")
+    if let Some(version) = newest_pgmq(&offered) {
+        // Named, because the server's default may be an older one.
+        let create = format!("create extension pgmq version '{version}'");
+        match sqlx::raw_sql(AssertSqlSafe(create))
             .execute(&mut *connection)
             .await
         {
@@ -413,6 +409,27 @@ async fn ensure_pgmq(
         Ok(()) => Ok(()),
         Err(error) => Err(explain(connection, error).await),
     }
+}
+
+fn accept_pgmq(found: String) -> Result<(), MigrateError> {
+    let mut parts = found.split('.').map(|part| part.parse().unwrap_or(0));
+    if (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < OLDEST_PGMQ {
+        return Err(MigrateError::PgmqTooOld { found });
+    }
+    Ok(())
+}
+
+/// The newest of these versions, if it is new enough. Made of digits and points only.
+fn newest_pgmq(versions: &[String]) -> Option<&str> {
+    let parts = |version: &str| -> Option<Vec<u32>> {
+        version.split('.').map(|part| part.parse().ok()).collect()
+    };
+    versions
+        .iter()
+        .filter_map(|version| Some((parts(version)?, version.as_str())))
+        .max()
+        .map(|(_, version)| version)
+        .filter(|version| accept_pgmq((*version).to_owned()).is_ok())
 }
 
 async fn install_pgmq_sql(pool: &PgPool) -> Result<(), MigrateError> {
@@ -518,6 +535,19 @@ fn fnv1a(bytes: impl Iterator<Item = u8>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_pgmq_that_is_offered_is_named() {
+        let newest = |versions: &[&str]| {
+            let versions: Vec<String> = versions.iter().map(|&v| v.to_owned()).collect();
+            newest_pgmq(&versions).map(str::to_owned)
+        };
+        assert_eq!(newest(&["1.4.4", "1.10.0", "1.9.0"]).unwrap(), "1.10.0");
+        assert_eq!(newest(&["1.8", "1.7.9", "unpackaged"]).unwrap(), "1.8");
+        assert_eq!(newest(&["1.7.9", "1.5.0"]), None);
+        assert_eq!(newest(&["9'; drop"]), None);
+        assert_eq!(newest(&[]), None);
+    }
 
     #[test]
     fn refuses_servers_before_15_by_name() {

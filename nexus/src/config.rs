@@ -77,7 +77,9 @@ impl<'a> Environment<'a> {
 /// What `CORE_LOG_LEVEL` asks for; `info` without it.
 pub(crate) fn log_filter(environment: &Environment<'_>) -> Result<EnvFilter, ConfigError> {
     let variable = "CORE_LOG_LEVEL";
-    let value = environment.text(variable).unwrap_or_else(|| "info".to_owned());
+    let value = environment
+        .text(variable)
+        .unwrap_or_else(|| "info".to_owned());
     // A single word that is no level would be taken for the name of a module, and silence all others.
     let is_level = value.contains(['=', ',', '[']) || value.parse::<LevelFilter>().is_ok();
     match EnvFilter::try_new(&value) {
@@ -86,7 +88,10 @@ pub(crate) fn log_filter(environment: &Environment<'_>) -> Result<EnvFilter, Con
             variable,
             accepted: format!(
                 "{}a level (error, warn, info, debug, trace, off) or a filter such as info,nexus=debug",
-                refused.err().map(|error| format!("{error}; ")).unwrap_or_default()
+                refused
+                    .err()
+                    .map(|error| format!("{error}; "))
+                    .unwrap_or_default()
             ),
             value,
         }),
@@ -338,7 +343,12 @@ mod tests {
         }
         for refused in ["loud", "warning", "nexus=loud"] {
             let error = filter(refused).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("CORE_LOG_LEVEL is `{refused}`, which is refused: ")), "{error}");
+            assert!(
+                error.starts_with(&format!(
+                    "CORE_LOG_LEVEL is `{refused}`, which is refused: "
+                )),
+                "{error}"
+            );
         }
     }
 

@@ -4,7 +4,7 @@
 use std::{process::Command, time::Duration};
 
 use nexus::{EmitError, event::EncodeError, prelude::*, testing::TestDatabase};
-use nexus_tests::within;
+use nexus_tests::{until, within};
 use tokio::sync::mpsc;
 
 /// A note.
@@ -144,6 +144,101 @@ async fn malformed_messages_become_dead_letters_and_the_others_run() {
 }
 
 #[tokio::test]
+async fn messages_that_no_claim_looks_for_are_adopted_or_dead_lettered() {
+    let database = TestDatabase::new().await;
+    let (app, mut saw) = start(&database).await;
+    let pool = database.pool().await;
+    let envelope = |text: &str| {
+        format!(
+            "{{\"eventType\": \"note.taken\", \"payload\": {{\"text\": \"{text}\", \"weight\": 1}}}}"
+        )
+    };
+    for (body, headers) in [
+        (envelope("none"), "{\"handler\": \"read\"}"),
+        (
+            envelope("word"),
+            "{\"handler\": \"read\", \"eventVersion\": \"new\"}",
+        ),
+        (
+            envelope("zero"),
+            "{\"handler\": \"read\", \"eventVersion\": 0}",
+        ),
+        (envelope("nobody's"), "{\"eventVersion\": 1}"),
+        ("5".to_owned(), "{\"handler\": \"read\"}"),
+    ] {
+        sqlx::query("select pgmq.send('core_events_demo', $1::jsonb, $2::jsonb)")
+            .bind(body)
+            .bind(headers)
+            .execute(&pool)
+            .await
+            .unwrap();
+    }
+    let mut texts = Vec::new();
+    for _ in 0..4 {
+        texts.extend(within("an adopted one runs", saw.recv()).await);
+    }
+    texts.sort();
+    assert_eq!(texts, ["nobody's", "none", "word", "zero"]);
+    until("the other is refused", || async {
+        (!letters(&app).await.is_empty()).then_some(())
+    })
+    .await;
+    within("all is settled", app.idle()).await.unwrap();
+    assert_eq!(
+        letters(&app).await,
+        [(
+            "Malformed message".to_owned(),
+            "an envelope is a JSON object, found number".to_owned()
+        )]
+    );
+    let left: i64 = sqlx::query_scalar("select count(*) from pgmq.q_core_events_demo")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+    app.shutdown().await;
+}
+
+/// Numbers, of which a large list is longer as stored than as sent.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "numbers.drawn")]
+struct NumbersDrawn {
+    numbers: Vec<u8>,
+}
+
+#[handler]
+async fn count(drawn: NumbersDrawn, saw: State<Saw>) {
+    let _ = saw.send(drawn.numbers.len().to_string());
+}
+
+#[tokio::test]
+async fn what_may_be_emitted_is_never_too_large_to_be_claimed() {
+    let database = TestDatabase::new().await;
+    let (app, mut saw) = start(&database).await;
+    // As stored: {"numbers": [1, 1, …]}
+    let most = (1024 * 1024 - "{\"numbers\": []}".len() + ", ".len()) / "1, ".len();
+    let drawn = |count| NumbersDrawn {
+        numbers: vec![1; count],
+    };
+    app.client().emit(&drawn(most)).await.unwrap();
+    assert_eq!(
+        within("it is handled", saw.recv()).await,
+        Some(most.to_string())
+    );
+    let error = app.client().emit(&drawn(most + 1)).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            EmitError::Encode(EncodeError::TooLarge { bytes, .. }) if bytes > 1024 * 1024
+        ),
+        "{error}"
+    );
+    within("all is settled", app.idle()).await.unwrap();
+    assert_eq!(letters(&app).await, []);
+    app.shutdown().await;
+}
+
+#[tokio::test]
 async fn an_oversized_body_is_dead_lettered_unread() {
     let database = TestDatabase::new().await;
     let (app, mut saw) = start(&database).await;
@@ -200,6 +295,23 @@ async fn a_queue_that_was_dropped_by_hand_comes_back() {
     .await
     .unwrap();
     assert!(index.contains("handler"), "{index}");
+    // Messages of foreign programs are found by an index of their own.
+    let mut connection = pool.acquire().await.unwrap();
+    sqlx::raw_sql("set enable_seqscan = off")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let plan: Vec<String> = sqlx::query_scalar(
+        "explain select q.msg_id from pgmq.q_core_events_demo q
+         where ((q.headers ->> 'handler') is not null and (q.headers ->> 'eventVersion') ~ '^[1-9][0-9]*$') is not true
+           and q.vt <= core.now()
+         order by q.msg_id limit 100 for update skip locked",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .unwrap();
+    let plan = plan.join("\n");
+    assert!(plan.contains("q_core_events_demo_foreign_idx"), "{plan}");
     app.shutdown().await;
 }
 

@@ -173,31 +173,32 @@ async fn commits_slowly(order: Order, tx: &mut Tx) -> nexus::Result {
     Ok(())
 }
 
-/// Emits and returns more events than one statement stores.
+/// Emits more events than one statement stores.
 #[handler(max_attempts = 1)]
-async fn emits_thousands(order: Order, tx: &mut Tx) -> nexus::Result<Vec<Side>> {
-    tx.emit_all(&sides(0, 1_200))?;
-    if order.say == "fail" {
-        tx.emit(&Side { number: -1 })?;
-    }
-    Ok(sides(1_200, 2_500))
+async fn emits_thousands(order: Order, tx: &mut Tx) -> nexus::Result<Emit<Side>> {
+    let sides: Vec<Side> = (0..order.number).map(|number| Side { number }).collect();
+    tx.emit_all(&sides)?;
+    Ok(Emit(Side {
+        number: order.number,
+    }))
 }
 
-/// Returns more events than one statement stores, without a transaction.
-#[handler(max_attempts = 1)]
-async fn returns_thousands(_order: Order) -> Vec<Side> {
-    sides(0, 2_500)
-}
-
-/// Returns a part of what one statement stores; many end together.
+/// Returns nearly a megabyte; many such attempts end together.
 #[handler(concurrency = 20, max_attempts = 1)]
-async fn returns_hundreds(order: Order, gate: State<Gate>) -> Vec<Side> {
+async fn returns_much(order: Order, gate: State<Gate>) -> Emit<Weight> {
     pass(&gate).await;
-    sides(order.number * 150, order.number * 150 + 150)
+    Emit(Weight {
+        number: order.number,
+        ballast: "x".repeat(900_000),
+    })
 }
 
-fn sides(from: i64, to: i64) -> Vec<Side> {
-    (from..to).map(|number| Side { number }).collect()
+/// Something heavy that nobody wants.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "fault.weight")]
+struct Weight {
+    number: i64,
+    ballast: String,
 }
 
 /// Returns an event that is over the limit.
@@ -629,58 +630,70 @@ async fn a_commit_that_takes_longer_than_the_timeout_is_a_failed_attempt() {
     stop(app).await;
 }
 
+/// From now on notes how much each statement appends to the log.
+async fn weigh_statements(test: &Test) {
+    sqlx::raw_sql(
+        "create table rows (number bigint);
+         create table bytes (number bigint);
+         create function weigh() returns trigger language plpgsql as $$ begin
+             insert into public.rows select count(*) from stored;
+             insert into public.bytes select coalesce(sum(octet_length(payload::text)), 0) from stored;
+             return null;
+         end $$;
+         create trigger weighs after insert on core.event_log
+             referencing new table as stored for each statement execute function weigh()",
+    )
+    .execute(&test.pool)
+    .await
+    .unwrap();
+}
+
 #[tokio::test]
-async fn what_handlers_emit_is_stored_in_statements_of_bounded_size() {
-    for (handler, gated, count) in [
-        ("emits_thousands", false, 1),
-        ("returns_thousands", false, 1),
-        ("returns_hundreds", true, 20),
-    ] {
-        let test = Test::new().await;
-        test.prepare([handler], &orders(count)).await;
-        sqlx::raw_sql(
-            "create table statements (number bigint);
-             create function count_rows() returns trigger language plpgsql security definer as
-                 $$ begin insert into public.statements select count(*) from stored; return null; end $$;
-             create trigger counts after insert on core.event_log
-                 referencing new table as stored for each statement execute function count_rows()",
-        )
-        .execute(&test.pool)
-        .await
-        .unwrap();
-        let app = nexus::start(test.app([handler])).await.unwrap();
-        if gated {
-            until("all run", || async {
-                let claimed: i64 = sqlx::query_scalar(
-                    "select count(*) from pgmq.q_core_events_demo where read_ct > 0",
-                )
+async fn what_a_transaction_emits_is_stored_in_statements_of_bounded_size() {
+    let test = Test::new().await;
+    test.prepare(["emits_thousands"], &[order(2_500, "")]).await;
+    weigh_statements(&test).await;
+    let app = nexus::start(test.app(["emits_thousands"])).await.unwrap();
+    within("all is settled", app.idle()).await.unwrap();
+    assert_eq!(app.stats()[0].completed, 1, "{:?}", app.stats());
+    stop(app).await;
+    let rows = test.numbers("rows").await;
+    assert!(rows.iter().all(|rows| *rows <= 1_000), "{rows:?}");
+    let stored: Vec<i64> = sqlx::query_scalar(
+        "select (payload ->> 'number')::bigint from core.event_log
+         where event_type = 'fault.side' order by event_id",
+    )
+    .fetch_all(&test.pool)
+    .await
+    .unwrap();
+    assert_eq!(stored, (0..=2_500).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
+async fn what_many_handlers_return_is_stored_in_statements_of_bounded_size() {
+    let test = Test::new().await;
+    test.prepare(["returns_much"], &orders(20)).await;
+    weigh_statements(&test).await;
+    let app = nexus::start(test.app(["returns_much"])).await.unwrap();
+    until("all are claimed", || async {
+        let claimed: i64 =
+            sqlx::query_scalar("select count(*) from pgmq.q_core_events_demo where read_ct > 0")
                 .fetch_one(&test.pool)
                 .await
                 .unwrap();
-                (claimed == count).then_some(())
-            })
-            .await;
-            test.gate.add_permits(20);
-        }
-        within("all is settled", app.idle()).await.unwrap();
-        let stats = app.stats();
-        assert_eq!(stats[0].completed, count.unsigned_abs(), "{stats:?}");
-        stop(app).await;
-        let sizes = test.numbers("statements").await;
-        assert!(sizes.iter().all(|size| *size <= 1_000), "{handler}: {sizes:?}");
-        let numbers: Vec<i64> = sqlx::query_scalar(
-            "select (payload ->> 'number')::bigint from core.event_log
-             where event_type = 'fault.side' order by event_id",
-        )
-        .fetch_all(&test.pool)
-        .await
-        .unwrap();
-        if gated {
-            assert_eq!(numbers.len(), 3_000);
-        } else {
-            assert_eq!(numbers, (0..2_500).collect::<Vec<i64>>(), "{handler}");
-        }
-    }
+        (claimed == 20).then_some(())
+    })
+    .await;
+    test.gate.add_permits(20);
+    within("all is settled", app.idle()).await.unwrap();
+    assert_eq!(app.stats()[0].completed, 20, "{:?}", app.stats());
+    stop(app).await;
+    let bytes = test.numbers("bytes").await;
+    assert!(
+        bytes.iter().all(|bytes| *bytes <= 8 * 1024 * 1024),
+        "{bytes:?}"
+    );
+    assert_eq!(test.numbers("rows").await.iter().sum::<i64>(), 20);
 }
 
 #[tokio::test]

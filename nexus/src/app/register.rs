@@ -76,10 +76,7 @@ pub(super) async fn register(
         handlers,
     };
     check(&node, &declaration, &mut tx).await?;
-    let defines_app = declaration
-        .declare(&node, &mut tx)
-        .await
-        .map_err(&wrong)?;
+    let defines_app = declaration.declare(&node, &mut tx).await.map_err(&wrong)?;
     if !defines_app {
         tracing::info!(
             app = node.app,

@@ -29,25 +29,25 @@ pub enum ConnectError {
         source: sqlx::Error,
     },
     /// No connection could be made.
-    #[error("{source_name} is set but {target} is not usable: {source}")]
+    #[error("{source_name} is set but {target} is not usable: {cause}")]
     Unusable {
         /// Where the URL came from.
         source_name: String,
         /// Host, port and database.
         target: String,
         /// What went wrong.
-        source: sqlx::Error,
+        cause: sqlx::Error,
     },
     /// The schema is not what this build needs.
     #[error(transparent)]
     Schema(MigrateError),
     /// The namespace cannot be used.
-    #[error("could not use namespace `{namespace}`: {source}")]
+    #[error("could not use namespace `{namespace}`: {cause}")]
     Namespace {
         /// The namespace.
         namespace: String,
         /// What the database answered.
-        source: sqlx::Error,
+        cause: sqlx::Error,
     },
 }
 
@@ -81,7 +81,7 @@ impl Database {
         // is reported as that, at once.
         let connection = PgConnection::connect_with(&self.options)
             .await
-            .map_err(|source| self.unusable(source))?;
+            .map_err(|cause| self.unusable(cause))?;
         // The session ends either way; closing it properly only spares the server a log line.
         let _ = connection.close().await;
         nexus_migrations::up(&self.options)
@@ -114,14 +114,14 @@ impl Database {
             })
             .connect_with(self.options.clone())
             .await
-            .map_err(|source| self.unusable(source))
+            .map_err(|cause| self.unusable(cause))
     }
 
-    pub(crate) fn unusable(&self, source: sqlx::Error) -> ConnectError {
+    pub(crate) fn unusable(&self, cause: sqlx::Error) -> ConnectError {
         ConnectError::Unusable {
             source_name: self.source.clone(),
             target: self.target(),
-            source,
+            cause,
         }
     }
 

@@ -69,7 +69,7 @@ impl<'a> IntoFuture for Emission<'a> {
             self.client.check([&outgoing])?;
             let events = vec![outgoing];
             let ids = match self.connection {
-                Some(connection) => self.client.store_in(connection, events).await?.event_ids,
+                Some(connection) => self.client.store_in(connection, &events).await?.event_ids,
                 None => self.client.store(events).await?,
             };
             Ok(ids[0])

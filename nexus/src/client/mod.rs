@@ -111,9 +111,9 @@ impl Client {
             .map_err(ConnectError::Schema)?;
         store::subscriptions::ensure_group(&mut connection, namespace, "default")
             .await
-            .map_err(|source| ConnectError::Namespace {
+            .map_err(|cause| ConnectError::Namespace {
                 namespace: namespace.to_owned(),
-                source,
+                cause,
             })?;
         drop(connection);
         let bell = Bell::start(database.options().clone(), namespace);
@@ -272,7 +272,7 @@ impl Client {
             .map_err(EmitError::Connect)?;
         let mut mended = false;
         let stored = loop {
-            match self.store_in(&mut connection, events.clone()).await {
+            match self.store_in(&mut connection, &events).await {
                 // A queue or partition that is missing can be made; nothing was stored yet.
                 Err(EmitError::MissingQueue { source }) if !mended => {
                     tracing::error!(
@@ -300,40 +300,32 @@ impl Client {
     pub(crate) async fn store_in(
         &self,
         connection: &mut PgConnection,
-        mut events: Vec<Outgoing>,
+        events: &[Outgoing],
     ) -> Result<Stored, EmitError> {
-        let repeated = fold_repeated_keys(&mut events)?;
-        let chunks = chunks(&events);
-        let keyed = events.iter().any(|event| event.idempotency_key.is_some());
-        let mut stored = if chunks.len() <= 1 && !keyed {
-            self.store_chunk(connection, &events, None, &[]).await?
-        } else {
-            // All or nothing: a key that was used for another event must not leave half behind.
-            let mut tx = connection
-                .begin()
-                .await
-                .map_err(|source| EmitError::Append { source })?;
-            let mut all: Option<Stored> = None;
-            for chunk in chunks {
-                let stored = self.store_chunk(&mut tx, chunk, None, &[]).await?;
-                if let Some(key) = stored.conflict {
-                    return Err(EmitError::KeyUsedForAnotherEvent { key });
-                }
-                match &mut all {
-                    None => all = Some(stored),
-                    Some(all) => {
-                        all.event_ids.extend(stored.event_ids);
-                        all.queues.extend(stored.queues);
-                    }
-                }
-            }
-            tx.commit().await.map_err(EmitError::Commit)?;
-            all.expect("there is at least one chunk")
-        };
-        for (position, first) in repeated {
-            stored.event_ids.insert(position, stored.event_ids[first]);
+        if events.is_empty() {
+            return Ok(Stored::default());
         }
-        Ok(stored)
+        let chunks = chunks(events);
+        let keyed = events.iter().any(|event| event.idempotency_key.is_some());
+        if chunks.len() == 1 && !keyed {
+            return self.store_chunk(connection, events, None, &[]).await;
+        }
+        // All or nothing: a key that was used for another event must not leave half behind.
+        let mut tx = connection
+            .begin()
+            .await
+            .map_err(|source| EmitError::Append { source })?;
+        let mut all = Stored::default();
+        for chunk in chunks {
+            let stored = self.store_chunk(&mut tx, chunk, None, &[]).await?;
+            if let Some(key) = stored.conflict {
+                return Err(EmitError::KeyUsedForAnotherEvent { key });
+            }
+            all.event_ids.extend(stored.event_ids);
+            all.queues.extend(stored.queues);
+        }
+        tx.commit().await.map_err(EmitError::Commit)?;
+        Ok(all)
     }
 
     /// Stores events and completes messages by one statement, under the plan in force.
@@ -389,42 +381,6 @@ impl Client {
         }
         Err(EmitError::PlanKeepsChanging)
     }
-}
-
-/// Takes out events whose idempotency key stands earlier in the same batch. Returns where they
-/// stood, and the position of the first with that key.
-fn fold_repeated_keys(events: &mut Vec<Outgoing>) -> Result<Vec<(usize, usize)>, EmitError> {
-    use std::collections::HashMap;
-
-    if events
-        .iter()
-        .filter(|event| event.idempotency_key.is_some())
-        .count()
-        < 2
-    {
-        return Ok(Vec::new());
-    }
-    let mut first: HashMap<String, usize> = HashMap::new();
-    let mut repeated = Vec::new();
-    let mut kept: Vec<Outgoing> = Vec::with_capacity(events.len());
-    let mut positions = Vec::with_capacity(events.len());
-    for (position, event) in std::mem::take(events).into_iter().enumerate() {
-        if let Some(key) = &event.idempotency_key {
-            if let Some(&at) = first.get(key) {
-                let same: &Outgoing = &kept[at];
-                if same.event_type != event.event_type || same.payload != event.payload {
-                    return Err(EmitError::KeyUsedForAnotherEvent { key: key.clone() });
-                }
-                repeated.push((position, positions[at]));
-                continue;
-            }
-            first.insert(key.clone(), kept.len());
-        }
-        positions.push(position);
-        kept.push(event);
-    }
-    *events = kept;
-    Ok(repeated)
 }
 
 /// Cuts events into what one statement may carry.

@@ -111,7 +111,7 @@ impl Tx {
         }
         let outgoing = std::mem::take(&mut self.outgoing);
         let client = self.client.clone();
-        let receipt = client.store_in(self.connection(), outgoing).await?;
+        let receipt = client.store_in(self.connection(), &outgoing).await?;
         self.commit_only().await.map_err(EmitError::Commit)?;
         client.wake(receipt.queues);
         Ok(())

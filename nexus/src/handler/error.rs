@@ -47,7 +47,6 @@ pub enum Kind {
 
 impl Error {
     /// An error after which another attempt is made.
-    #[track_caller]
     pub fn retryable(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self {
             kind: Kind::Retryable,

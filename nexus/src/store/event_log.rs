@@ -89,7 +89,7 @@ pub(crate) struct Emitter<'a> {
 }
 
 /// What was stored.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Stored {
     /// The id of each event in the order given. For an idempotency key that was used before, the
     /// id of the event it was used for.

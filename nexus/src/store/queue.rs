@@ -454,8 +454,10 @@ pub(crate) async fn has_messages(
     let text = format!("select {}", conditions.join(" or "));
     let mut query = sqlx::query_scalar(AssertSqlSafe(text).into_sql_str());
     for wants in queues.values() {
-        let (handlers, versions): (Vec<&str>, Vec<String>) =
-            wants.iter().map(|(handler, version)| (*handler, version.to_string())).unzip();
+        let (handlers, versions): (Vec<&str>, Vec<String>) = wants
+            .iter()
+            .map(|(handler, version)| (*handler, version.to_string()))
+            .unzip();
         query = query.bind(handlers).bind(versions);
     }
     query.fetch_one(connection).await
@@ -531,7 +533,7 @@ mod tests {
         };
         release(&mut connection, QUEUE, &[back]).await.unwrap();
         let held = extend(&mut connection, QUEUE, &ids, &counts, lease).await;
-        assert_eq!(held.unwrap(), []);
+        assert!(held.unwrap().is_empty());
         let gone = lost(&mut connection, QUEUE, &ids, &counts).await;
         assert_eq!(gone.unwrap(), ids);
 

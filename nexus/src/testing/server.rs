@@ -3,15 +3,14 @@
 use std::{
     collections::hash_map::DefaultHasher,
     hash::{Hash, Hasher},
+    path::Path,
+    process::{Command, Stdio},
     str::FromStr,
-    sync::{Mutex, PoisonError, mpsc},
+    sync::{LazyLock, Mutex, PoisonError, mpsc},
 };
 
 use nexus_embedded::Source;
-use sqlx::{
-    ConnectOptions, Connection, PgConnection,
-    postgres::{PgConnectOptions, PgSslMode},
-};
+use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::OnceCell;
 
 use super::execute;
@@ -77,13 +76,13 @@ impl TestServer {
             let code = error
                 .as_database_error()
                 .and_then(|error| error.code().map(String::from));
-            assert!(
-                code.as_deref() != Some("42501"),
-                "{}",
-                nexus_embedded::Error::MayNotCreateDatabases {
-                    variable: "DATABASE_URL"
-                }
-            );
+            if let Source::DatabaseUrl { variable, .. } = self.source {
+                assert!(
+                    code.as_deref() != Some("42501"),
+                    "{}",
+                    nexus_embedded::Error::MayNotCreateDatabases { variable }
+                );
+            }
             panic!("`{statement}` failed: {error}");
         }
     }
@@ -142,10 +141,7 @@ impl TestServer {
 
     /// Drops what tests of processes left behind that are no more.
     async fn sweep(&self) {
-        let mut admin = PgConnectOptions::from_str(&self.admin_url())
-            .expect("the URL has been connected to")
-            .ssl_mode(PgSslMode::Prefer)
-            .connect()
+        let mut admin = PgConnection::connect(&self.admin_url())
             .await
             .expect("the server has been connected to");
         let machine = machine_prefix();
@@ -166,27 +162,55 @@ impl TestServer {
     }
 }
 
-/// The prefix of this process's databases. Databases of other machines that use the same server
-/// carry another one.
+/// The prefix of this process's databases. Databases of other machines and containers that use the
+/// same server carry another one.
 pub(super) fn own_prefix() -> String {
     format!("{}{}_", machine_prefix(), std::process::id())
 }
 
 fn machine_prefix() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .or_else(|_| std::env::var("HOSTNAME"))
-        .unwrap_or_default();
     let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
+    machine().hash(&mut hasher);
     format!("{PREFIX}{:08x}_", hasher.finish() & 0xffff_ffff)
 }
 
+/// Where process ids mean the same as here: this machine, and on Linux this container, because
+/// containers on one machine share its boot id and each count their processes from 1.
+fn machine() -> &'static str {
+    static MACHINE: LazyLock<String> = LazyLock::new(|| {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let processes = std::fs::read_link("/proc/self/ns/pid");
+        if let (Ok(boot), Ok(processes)) = (boot, processes) {
+            return format!("{boot}{}", processes.display());
+        }
+        let name = Command::new("uname").arg("-n").output();
+        // As good as unique, so that what cannot be told apart is left alone.
+        name.map_or_else(
+            |_| std::process::id().to_string(),
+            |name| String::from_utf8_lossy(&name.stdout).into_owned(),
+        )
+    });
+    &MACHINE
+}
+
 fn process_exists(pid: u32) -> bool {
-    if std::path::Path::new("/proc/self").exists() {
-        return std::path::Path::new(&format!("/proc/{pid}")).exists();
+    if Path::new("/proc/self").exists() {
+        Path::new(&format!("/proc/{pid}")).exists()
+    } else {
+        is_listed(pid)
     }
-    // Without /proc there is no cheap way to tell, so everything is kept.
-    true
+}
+
+/// As [`process_exists`], for systems without /proc. `kill -0` would not do: it is refused for the
+/// processes of others.
+fn is_listed(pid: u32) -> bool {
+    let ps = Command::new("ps")
+        .args(["-p", &pid.to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    // Who cannot be asked about is kept.
+    ps.map_or(true, |status| status.success())
 }
 
 /// Hands a database to a thread that drops it: dropping takes longer than most tests. What is left
@@ -219,4 +243,28 @@ pub(super) fn drop_later(name: String) {
     });
     // The thread ends only with the process.
     let _ = sender.send(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_are_no_more_are_told_from_those_that_run() {
+        let own = std::process::id();
+        assert!(process_exists(own) && is_listed(own));
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(!process_exists(child.id()));
+        if Command::new("ps").output().is_ok() {
+            assert!(!is_listed(child.id()));
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn another_container_on_this_machine_is_another_place() {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        assert!(machine().starts_with(&boot) && machine().len() > boot.len());
+    }
 }

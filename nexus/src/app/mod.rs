@@ -1,0 +1,358 @@
+//! The only place that wires the floors together.
+//!
+//! - [`App`] is what a program says of itself, [`StartError`] why it did not start;
+//! - [`start`] finds the database, migrates, registers and starts the loops, and returns a
+//!   [`Handle`];
+//! - [`run`] does that and works until a signal.
+
+mod handle;
+mod register;
+mod run;
+mod start;
+
+pub use handle::{Handle, HandlerStats};
+pub use run::run;
+pub use start::start;
+
+pub use nexus_migrations::MigrateError;
+
+pub use crate::{
+    config::ConfigError,
+    registry::{Problem, Problems},
+};
+
+use std::{fmt, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    client::ConnectError,
+    config::Overrides,
+    event::EventDescriptor,
+    handler::StateMap,
+    registry::{self, HandlerDescriptor, Trigger, tick_event_type},
+    retry::RetryPolicy,
+    runtime::{Counts, Route},
+};
+
+/// A program's handlers and how they run. Give it to [`run`] or [`start`].
+///
+/// Every setting has a default; those with a variable of the environment take that first and what
+/// the builder says before all (`docs/configuration.md` lists them).
+///
+/// # Examples
+///
+/// ```no_run
+/// use nexus::prelude::*;
+///
+/// #[tokio::main]
+/// async fn main() -> nexus::Result {
+///     nexus::run(App::discover().name("billing").namespace("shop")).await
+/// }
+/// ```
+#[must_use = "an app does nothing until it is given to `nexus::run` or `nexus::start`"]
+pub struct App {
+    name: String,
+    display_name: Option<String>,
+    description: Option<String>,
+    metadata: Value,
+    handlers: Vec<&'static HandlerDescriptor>,
+    events: Vec<&'static EventDescriptor>,
+    states: StateMap,
+    overrides: Overrides,
+    retry: RetryPolicy,
+    problems: Vec<Problem>,
+}
+
+/// Why an app did not start. Nothing runs, and nothing was registered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The program's handlers or events do not fit together.
+    #[error(transparent)]
+    Problems(#[from] Problems),
+    /// Variables of the environment have values that cannot be used.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Config(Vec<ConfigError>),
+    /// There is no database to connect to.
+    #[error(
+        "no database: set DATABASE_URL (or CORE_DATABASE_URL) to a PostgreSQL 15 or newer, or turn on the feature `embedded` of nexus to have one started for you"
+    )]
+    NoDatabase,
+    /// The embedded database could not be started.
+    #[cfg(feature = "embedded")]
+    #[error("could not start the embedded database")]
+    Embedded(#[source] nexus_embedded::Error),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The schema is not what this build needs and could not be brought there.
+    #[error("could not prepare the schema")]
+    Schema(#[source] MigrateError),
+    /// The name of a namespace or group cannot name a queue.
+    #[error("{reason}")]
+    Name {
+        /// Which name, and why.
+        reason: String,
+    },
+    /// Two different programs share an app's name. Give one of them `App::name("…")`.
+    #[error(
+        "app `{app}` in namespace `{namespace}` is run by program `{other}` (node `{node}`), this is `{this}`: give one of them another name with `App::name`"
+    )]
+    OtherProgram {
+        /// The namespace.
+        namespace: String,
+        /// The app.
+        app: String,
+        /// The program that runs.
+        other: String,
+        /// Its node.
+        node: String,
+        /// This program.
+        this: String,
+    },
+    /// A live node of another namespace has the same id. Choose another `CORE_NODE_ID`.
+    #[error(
+        "node id `{node}` is used by a live node in namespace `{namespace}`: choose another CORE_NODE_ID"
+    )]
+    NodeIdTaken {
+        /// The id.
+        node: String,
+        /// Where it is used.
+        namespace: String,
+    },
+    /// Two apps declare something of one name differently.
+    #[error("{what} is declared differently by app `{other}` and by app `{this}`: {advice}")]
+    Conflict {
+        /// The event type, handler or scheduled task.
+        what: String,
+        /// The app that runs already.
+        other: String,
+        /// This app.
+        this: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// The database refused or failed while the app registered.
+    #[error("could not {doing}")]
+    Database {
+        /// What was attempted.
+        doing: &'static str,
+        /// What went wrong.
+        source: sqlx::Error,
+    },
+    /// The operating system gave no thread.
+    #[error("could not start the control thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl App {
+    /// An app with every handler and event type that is linked into the program.
+    ///
+    /// A crate that is a dependency only for its handlers must be named once in the source, with
+    /// [`nexus::link!`](crate::link), or the linker leaves it out.
+    pub fn discover() -> Self {
+        Self {
+            name: "default".to_owned(),
+            display_name: None,
+            description: None,
+            metadata: Value::Object(serde_json::Map::new()),
+            handlers: registry::handlers(),
+            events: registry::events(),
+            states: StateMap::default(),
+            overrides: Overrides::default(),
+            retry: RetryPolicy::default(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// Names the app; default `default`. Replicas of a program share the name, different programs
+    /// must not. It is the group of handlers that name none.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The namespace: `CORE_NAMESPACE`, default `demo`. At most 31 characters, fewer with groups.
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.overrides.namespace = Some(namespace.into());
+        self
+    }
+
+    /// A name for people, shown beside the node's id.
+    pub fn display_name(mut self, name: impl Into<String>) -> Self {
+        self.display_name = Some(name.into());
+        self
+    }
+
+    /// What the node is for, for people.
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.description = Some(description.into());
+        self
+    }
+
+    /// Anything worth knowing of the node, as a JSON object.
+    pub fn metadata(mut self, metadata: Value) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// A stable id for this process: `CORE_NODE_ID`, default a new one at each start. Starting a
+    /// second process with the same id stops the first.
+    pub fn node_id(mut self, id: impl Into<String>) -> Self {
+        self.overrides.node_id = Some(id.into());
+        self
+    }
+
+    /// Registers the value that handlers take as [`State<T>`](crate::State). One per type.
+    pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.states.insert(value);
+        self
+    }
+
+    /// The database: `CORE_DATABASE_URL`, else `DATABASE_URL`, else the embedded one (feature
+    /// `embedded`).
+    pub fn database_url(mut self, url: impl Into<String>) -> Self {
+        self.overrides.database_url = Some(url.into());
+        self
+    }
+
+    /// Keeps only the handlers of these names; an unknown name is a start-up error.
+    pub fn only<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let names: Vec<&str> = names.into_iter().collect();
+        for name in &names {
+            if !self.handlers.iter().any(|handler| handler.name == *name) {
+                let known: Vec<&str> = self.handlers.iter().map(|handler| handler.name).collect();
+                self.problems.push(Problem::new(format!(
+                    "App::only names `{name}`, which is no handler; known are {}",
+                    known.join(", ")
+                )));
+            }
+        }
+        self.handlers
+            .retain(|handler| names.contains(&handler.name));
+        self
+    }
+
+    /// How failed attempts are repeated by handlers that do not say; default ten attempts, waiting
+    /// 1 s and then twice as long each time, up to 10 minutes.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// How long a claimed message is ours before another node may claim it; it is extended while
+    /// the node lives. `CORE_VISIBILITY_TIMEOUT_SECONDS`, default 10 s. A node that dies holds its
+    /// messages up for this long.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.overrides.lease = Some(lease);
+        self
+    }
+
+    /// Most messages in one claim and one [`Batch`](crate::Batch): `CORE_BATCH_SIZE`, default 100.
+    pub fn batch_size(mut self, messages: usize) -> Self {
+        self.overrides.batch_size = Some(messages.max(1));
+        self
+    }
+
+    /// Longest wait between two polls of an idle queue: `CORE_IDLE_POLL_INTERVAL_MS`, default
+    /// 250 ms. Emits through a [`Client`] are noticed sooner.
+    pub fn idle_poll(mut self, interval: Duration) -> Self {
+        self.overrides.idle_poll = Some(interval);
+        self
+    }
+
+    /// Most connections of the pool; default 20. A handler with `&mut Tx` holds one while it runs.
+    /// All but one may be held by such handlers. A node opens up to eight more of its own.
+    pub fn pool_size(mut self, connections: u32) -> Self {
+        self.overrides.pool_size = Some(connections.max(2));
+        self
+    }
+
+    /// How long a stopping node waits for running handlers before it gives their messages back;
+    /// default 30 s.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.overrides.shutdown_timeout = Some(timeout);
+        self
+    }
+
+    /// Largest payload that may be emitted, in bytes of JSON; default 1 MiB. Bodies in queues may
+    /// have 64 KiB more, for the envelope.
+    pub fn max_payload_bytes(mut self, bytes: usize) -> Self {
+        self.overrides.max_payload_bytes = Some(bytes);
+        self
+    }
+
+    /// How long events stay in the log; default 183 days. Whole months are dropped.
+    pub fn log_retention(mut self, retention: Duration) -> Self {
+        self.overrides.retention = Some(retention);
+        self
+    }
+
+    /// Checks the app without a database and reports every problem at once, with file and line.
+    ///
+    /// [`run`] and [`start`] do it first. As a test it finds what no compiler can see, such as two
+    /// crates that use one event type.
+    ///
+    /// # Errors
+    ///
+    /// Everything that does not fit together.
+    pub fn validate(&self) -> Result<(), Problems> {
+        let mut problems = self.problems.clone();
+        if let Err(error) = crate::event::check_name("app", &self.name) {
+            problems.push(Problem::new(error.to_string()));
+        }
+        problems.extend(self.overrides.problems().into_iter().map(Problem::new));
+        if !self.metadata.is_object() {
+            problems.push(Problem::new("App::metadata is not a JSON object"));
+        }
+        problems.extend(registry::validate(
+            &self.name,
+            &self.handlers,
+            &self.events,
+            &self.states,
+        ));
+        Problems::check(problems)
+    }
+
+    fn routes(&self, queue_of: impl Fn(&str) -> String) -> Vec<Route> {
+        self.handlers
+            .iter()
+            .map(|&descriptor| {
+                let group = descriptor.group.unwrap_or(&self.name).to_owned();
+                let options = &descriptor.options;
+                let mut retry = self.retry;
+                if let Some(backoff) = options.backoff {
+                    retry = retry.with_backoff(backoff.first, backoff.max);
+                }
+                if let Some(max_attempts) = options.max_attempts {
+                    retry = retry.with_max_attempts(max_attempts);
+                }
+                let (event_type, event_version) = match &descriptor.trigger {
+                    Trigger::Event(event) => (event.meta.event_type.to_owned(), event.meta.version),
+                    Trigger::Cron(_) => (tick_event_type(&self.name, descriptor.name), 1),
+                };
+                Route {
+                    descriptor,
+                    queue: queue_of(&group),
+                    group,
+                    event_type,
+                    event_version,
+                    retry,
+                    timeout: options.timeout.unwrap_or(Duration::from_secs(30)),
+                    concurrency: options.concurrency.unwrap_or(16).max(1) as usize,
+                    counts: Counts::default(),
+                }
+            })
+            .collect()
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App")
+            .field("name", &self.name)
+            .field("handlers", &self.handlers.len())
+            .finish_non_exhaustive()
+    }
+}

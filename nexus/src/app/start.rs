@@ -1,0 +1,160 @@
+use std::{
+    any::Any,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use tokio::sync::{RwLock, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::{App, Handle, StartError, register};
+use crate::{
+    client::{Bell, Client, ConnectError, Database, Limits},
+    config::{Config, Environment},
+    handler::Shared,
+    runtime::{self, Control, Node, Settings},
+};
+
+/// Starts an app and returns once it is registered and its handlers are at work.
+///
+/// # Errors
+///
+/// [`StartError`] says what to do. Nothing runs then.
+pub async fn start(app: App) -> Result<Handle, StartError> {
+    app.validate()?;
+    let lookup = environment;
+    let config =
+        Config::resolve(&app.overrides, &Environment::new(&lookup)).map_err(StartError::Config)?;
+    let (url, source, embedded) = if let Some((url, source)) = config.database_url.clone() {
+        (url, source, None)
+    } else {
+        let embedded = Embedded::start().await?;
+        (
+            embedded.url.clone(),
+            "the embedded database",
+            Some(embedded),
+        )
+    };
+    let database = Database::from_url(&url, source)?;
+    database.migrate().await.map_err(|error| match error {
+        ConnectError::Schema(error) => StartError::Schema(error),
+        other => StartError::Connect(other),
+    })?;
+    let pool = database.pool(config.pool_size).await?;
+    let own_pool = database.pool(OWN_CONNECTIONS).await?;
+    let registered = register::register(&app, &config, &pool).await?;
+
+    let limits = Limits {
+        payload_bytes: config.max_payload_bytes,
+        ..Limits::default()
+    };
+    let bell = Bell::start(database.options().clone(), &config.namespace);
+    let client = Client::new(pool, &config.namespace, &registered.node.id, limits, bell);
+    let fenced = CancellationToken::new();
+    // A node whose id was taken stops, whoever waits for it.
+    let stop = fenced.child_token();
+    let leases = runtime::Leases::default();
+    let alive = CancellationToken::new();
+    let control = Control::start(runtime::Duty {
+        options: database.options().clone(),
+        node: registered.node.clone(),
+        epoch: registered.epoch,
+        lease: config.lease,
+        leases: leases.clone(),
+        fenced: fenced.clone(),
+        gone: alive.clone(),
+    })
+    .map_err(StartError::Thread)?;
+    log_collected(&app, &registered.node.id, &config.namespace, &database);
+    let node = Arc::new(Node {
+        row: registered.node,
+        epoch: registered.epoch,
+        declaration: registered.declaration,
+        defines_app: AtomicBool::new(registered.defines_app),
+        pool: own_pool,
+        transactions: Arc::new(Semaphore::new(config.pool_size.max(2) as usize - 1)),
+        options: database.options().clone(),
+        settings: Settings {
+            lease: config.lease,
+            batch_size: config.batch_size,
+            idle_poll: config.idle_poll,
+            max_body_bytes: i32::try_from(config.max_payload_bytes + 64 * 1024).unwrap_or(i32::MAX),
+            shutdown_timeout: config.shutdown_timeout,
+            retention: config.retention,
+        },
+        shared: Arc::new(Shared {
+            states: app.states,
+            client: client.clone(),
+            shutdown: stop.clone(),
+        }),
+        client,
+        leases,
+        stop,
+        abort: CancellationToken::new(),
+        isolation: Arc::new(RwLock::new(())),
+        alive: alive.drop_guard(),
+        database: embedded.map(|embedded| Box::new(embedded) as Box<dyn Any + Send + Sync>),
+    });
+    let running = runtime::start(node, control, registered.routes, registered.main_queue);
+    Ok(Handle { running, fenced })
+}
+
+/// Most connections that the loops of a node share, beside the one that each of them claims, listens
+/// or beats with.
+const OWN_CONNECTIONS: u32 = 4;
+
+/// The database that is started when no URL is given.
+struct Embedded {
+    url: String,
+    #[cfg(feature = "embedded")]
+    _server: nexus_embedded::Source,
+}
+
+impl Embedded {
+    #[cfg(feature = "embedded")]
+    async fn start() -> Result<Self, StartError> {
+        let options = nexus_embedded::Options::dev();
+        // Starting a server takes a moment and blocks.
+        let server = tokio::task::spawn_blocking(move || nexus_embedded::resolve(&options))
+            .await
+            .map_err(|error| StartError::Thread(std::io::Error::other(error)))?
+            .map_err(StartError::Embedded)?;
+        tracing::info!("{server}");
+        Ok(Self {
+            url: server.url(),
+            _server: server,
+        })
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    #[expect(clippy::unused_async, reason = "it is, with the feature")]
+    async fn start() -> Result<Self, StartError> {
+        Err(StartError::NoDatabase)
+    }
+}
+
+/// A variable of the environment. What is not Unicode shows as U+FFFD, which no setting accepts.
+pub(super) fn environment(variable: &str) -> Option<String> {
+    let value = std::env::var_os(variable)?;
+    Some(value.to_string_lossy().into_owned())
+}
+
+/// One line that says what was collected: a crate that was not linked is missing here.
+fn log_collected(app: &App, node: &str, namespace: &str, database: &Database) {
+    let mut crates: Vec<&str> = app
+        .handlers
+        .iter()
+        .map(|handler| handler.origin.crate_name)
+        .collect();
+    crates.sort_unstable();
+    crates.dedup();
+    tracing::info!(
+        app = app.name,
+        namespace,
+        node,
+        database = database.target(),
+        "collected {} handlers and {} event types from crates {}",
+        app.handlers.len(),
+        app.events.len(),
+        crates.join(", ")
+    );
+}

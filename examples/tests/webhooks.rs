@@ -382,7 +382,7 @@ async fn rejects_what_cannot_be_stored() {
     messages.sort();
     let expected = [
         "line 1: event `github.other` holds the character U+0000, which Postgres cannot store",
-        "line 2: the payload of event `github.other` has 1048613 bytes, the limit is 1048576",
+        "line 2: the payload of event `github.other` has 1048617 bytes, the limit is 1048576",
         "line 3: the payload cannot be kept: recursion limit exceeded",
         "line 4: longer than 33554432 bytes",
         "line 5: the payload cannot be kept: number out of range",

@@ -27,9 +27,9 @@ begin
         execute format(
             'create index %I on pgmq.%I ((headers ->> ''handler''), (headers ->> ''eventVersion''), vt, msg_id)',
             q || '_vt_idx', q);
-        -- The few messages that lost their lease repeatedly and have to be run alone.
+        -- The few messages that lost their lease before and may have to be run alone.
         execute format(
-            'create index if not exists %I on pgmq.%I (msg_id) where (headers ->> ''abandoned'')::int >= 2',
+            'create index if not exists %I on pgmq.%I (msg_id) where (headers ->> ''abandoned'')::int >= 1',
             q || '_suspect_idx', q);
         -- What core.adopt looks for, by the same predicate: no claim finds these.
         execute format(

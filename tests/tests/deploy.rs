@@ -1,9 +1,14 @@
 //! Builds, apps and programs side by side: who defines what, what waits, and what is refused.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use nexus::{StartError, prelude::*, testing::TestDatabase};
 use nexus_tests::{until, within};
+use sqlx::Connection;
 use tokio::sync::mpsc;
 
 /// Something that happened.
@@ -227,6 +232,100 @@ async fn a_node_taken_for_dead_registers_again() {
         (ids == [node.node_id()]).then_some(())
     })
     .await;
+    node.shutdown().await;
+}
+
+/// What ends the wait of [`blocks`].
+#[derive(Clone)]
+struct Gate(Arc<Mutex<std::sync::mpsc::Receiver<()>>>);
+
+#[handler]
+async fn blocks(thing: ThingHappened, gate: State<Gate>, saw: State<Saw>) {
+    // Holds the thread, as a handler should not.
+    let is_open = gate
+        .0
+        .lock()
+        .unwrap()
+        .recv_timeout(Duration::from_secs(20))
+        .is_ok();
+    let _ = saw.send((if is_open { "released" } else { "gave up" }, thing.number));
+}
+
+/// Watches, from a thread and a connection of its own, how a blocked node lives for longer than two
+/// leases of a second.
+async fn watch_a_blocked_node(url: &str) {
+    let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+    let begun = loop {
+        let begun: Option<(f64,)> = sqlx::query_as(
+            "select extract(epoch from core.now())::float8
+             from pgmq.q_core_events_demo__shop where read_ct = 1",
+        )
+        .fetch_optional(&mut connection)
+        .await
+        .unwrap();
+        match begun {
+            Some((begun,)) => break begun,
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    loop {
+        let (now, last_heartbeat, leased_until, claims): (f64, f64, f64, i32) = sqlx::query_as(
+            "select extract(epoch from core.now())::float8,
+                    extract(epoch from n.last_heartbeat)::float8,
+                    extract(epoch from q.vt)::float8, q.read_ct
+             from core.nodes n, pgmq.q_core_events_demo__shop q",
+        )
+        .fetch_one(&mut connection)
+        .await
+        .expect("the node and its message stay where they are");
+        assert_eq!(claims, 1, "the message was claimed again");
+        if last_heartbeat > begun + 2.5 && leased_until > begun + 3.0 {
+            return;
+        }
+        assert!(
+            now < begun + 15.0,
+            "the heart stopped, or the lease was not extended"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_node_whose_threads_are_all_blocked_stays_alive() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    let (open, gate) = std::sync::mpsc::channel();
+    let blocked = app(&database, &["blocks"], &sender)
+        .state(Gate(Arc::new(Mutex::new(gate))))
+        .lease(Duration::from_secs(1));
+    let node = nexus::start(blocked).await.unwrap();
+    let url = database.url().to_owned();
+    let watch = std::thread::spawn(move || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(watch_a_blocked_node(&url));
+        open.send(()).unwrap();
+    });
+    // From the claim on, nothing moves here until the watch is over.
+    node.client()
+        .emit(&ThingHappened { number: 1 })
+        .await
+        .unwrap();
+    assert_eq!(
+        within("the handler ends", saw.recv()).await,
+        Some(("released", 1))
+    );
+    watch.join().unwrap();
+    within("all is settled", node.idle()).await.unwrap();
+    assert!(saw.try_recv().is_err(), "it ran twice");
+    let letters: i64 = sqlx::query_scalar("select count(*) from pgmq.q_core_events_demo__shop_dlq")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(letters, 0);
     node.shutdown().await;
 }
 

@@ -451,7 +451,9 @@ async fn what_a_busy_node_has_no_slot_for_another_node_runs() {
     let second = test.next().await;
     assert_ne!(first, second);
     test.gate.add_permits(2);
+    // Each node counts what it has stored itself.
     within("all is settled", one.idle()).await.unwrap();
+    within("all is settled", two.idle()).await.unwrap();
     assert_eq!((one.stats()[0].completed, two.stats()[0].completed), (1, 1));
     stop(one).await;
     stop(two).await;

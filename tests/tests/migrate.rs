@@ -580,3 +580,18 @@ async fn both_migrate_at_the_same_time() {
     assert_eq!(ours.unwrap(), MIGRATIONS.len());
     theirs.unwrap();
 }
+
+#[tokio::test]
+async fn pgmq_is_the_extension_where_the_server_offers_it_and_its_sql_elsewhere() {
+    let database = TestDatabase::new().await;
+    let (is_offered, is_extension, is_sql): (bool, bool, bool) = sqlx::query_as(
+        "select exists (select from pg_available_extensions where name = 'pgmq'),
+                exists (select from pg_extension where extname = 'pgmq'),
+                to_regclass('pgmq.__pgmq_migrations') is not null",
+    )
+    .fetch_one(&database.pool().await)
+    .await
+    .unwrap();
+    // Continuous integration runs this on a server of each kind.
+    assert_eq!((is_extension, is_sql), (is_offered, !is_offered));
+}

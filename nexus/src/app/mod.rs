@@ -276,8 +276,9 @@ impl App {
         self
     }
 
-    /// Largest payload that may be emitted, in bytes of JSON; default 1 MiB. Bodies in queues may
-    /// have 64 KiB more, for the envelope.
+    /// Largest payload that may be emitted, in bytes of JSON as Postgres writes it (a blank after each
+    /// comma and colon, numbers without exponents); default 1 MiB, at most 200 MiB. Bodies in queues
+    /// may have 64 KiB more, for the envelope.
     pub fn max_payload_bytes(mut self, bytes: usize) -> Self {
         self.overrides.max_payload_bytes = Some(bytes);
         self

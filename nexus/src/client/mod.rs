@@ -78,7 +78,7 @@ impl Default for Limits {
 
 /// Events in one statement, and their bytes: keeps one message to the server bounded.
 const CHUNK_EVENTS: usize = 1_000;
-const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+pub(crate) const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 
 /// How often a plan may go out of force while one emit is being stored.
 const PLAN_ATTEMPTS: usize = 10;
@@ -384,7 +384,7 @@ impl Client {
 }
 
 /// Cuts events into what one statement may carry.
-fn chunks(events: &[Outgoing]) -> Vec<&[Outgoing]> {
+pub(crate) fn chunks(events: &[Outgoing]) -> Vec<&[Outgoing]> {
     let mut chunks = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (index, event) in events.iter().enumerate() {

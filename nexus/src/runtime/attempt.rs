@@ -11,10 +11,14 @@ use super::{
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
-    client::{CAUSE, EmitError, NOT_WHOLE, Tx},
+    client::{self, CAUSE, EmitError, NOT_WHOLE, Tx},
     event::{Cause, EnvelopeMeta, Outgoing, PastError},
     handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
-    store::{self, Failure, event_log::Completion, queue},
+    store::{
+        self, Failure,
+        event_log::{Completion, Stored},
+        queue,
+    },
 };
 
 /// A claimed message that can be handled.
@@ -359,32 +363,15 @@ async fn commit(
         .iter()
         .map(|message| message.lease.read_ct)
         .collect();
-    let mut queues = Vec::new();
-    let within = queue::Within::HandlersTransaction;
-    let completed = if emits.is_empty() {
-        queue::complete(&mut tx, &route.queue, within, &msg_ids, &read_cts)
-            .await
-            .map_err(|source| EmitError::Append { source })
-    } else {
-        let completion = Completion {
-            within,
-            queue: &route.queue,
-            msg_ids: &msg_ids,
-            read_cts: &read_cts,
-        };
-        let source = vec![None; emits.len()];
-        let stored = node
-            .client
-            .store_chunk(&mut tx, emits, Some(completion), &source)
-            .await;
-        stored.map(|stored| {
-            queues.extend(stored.queues);
-            stored.completed
-        })
+    let completion = Completion {
+        within: queue::Within::HandlersTransaction,
+        queue: &route.queue,
+        msg_ids: &msg_ids,
+        read_cts: &read_cts,
     };
-    match completed {
-        Ok(completed) if completed.len() == msg_ids.len() => {}
-        Ok(completed) => {
+    let queues = match store_in(node, &mut tx, completion, emits).await {
+        Ok(stored) if stored.completed.len() == msg_ids.len() => stored.queues,
+        Ok(Stored { completed, .. }) => {
             let is_ours = queue::is_marked(&mut tx).await;
             roll_back(tx).await;
             if let Ok(false) = is_ours {
@@ -414,7 +401,25 @@ async fn commit(
             roll_back(tx).await;
             return End::Failed(Error::from(error));
         }
+    };
+    // What is deferred to the commit runs now: no statement_timeout stops a commit.
+    let checked = sqlx::raw_sql("set constraints all immediate")
+        .execute(&mut *tx)
+        .await;
+    match checked {
+        Ok(_) => {}
+        Err(error @ sqlx::Error::Database(_)) if store::classify(&error) != Failure::Transient => {
+            roll_back(tx).await;
+            return End::Failed(Error::from(error));
+        }
+        Err(error) => return End::Disturbed(error.to_string()),
     }
+    let decide = |is_decided| {
+        for message in messages {
+            message.lease.decide(is_decided);
+        }
+    };
+    decide(true);
     match tx.commit_only().await {
         Ok(()) => {
             node.client.wake(queues);
@@ -422,12 +427,51 @@ async fn commit(
         }
         // Refused: a constraint that is checked at the commit, most often.
         Err(error @ sqlx::Error::Database(_)) if store::classify(&error) != Failure::Transient => {
+            decide(false);
             End::Failed(Error::from(error))
         }
         // Whether it was committed is unknown. If it was, the messages are gone, and the verdict
         // that follows finds nothing to change.
         Err(error) => End::Disturbed(format!("the commit got no answer: {error}")),
     }
+}
+
+/// Stores completion and events in the handler's transaction, by as many statements as it takes. The
+/// first one completes: no event is stored in a transaction that the handler has ended itself.
+async fn store_in(
+    node: &Node,
+    tx: &mut Tx,
+    completion: Completion<'_>,
+    emits: &[Outgoing],
+) -> Result<Stored, EmitError> {
+    let Completion {
+        within,
+        queue,
+        msg_ids,
+        read_cts,
+    } = completion;
+    let mut chunks = client::chunks(emits).into_iter();
+    let Some(first) = chunks.next() else {
+        let completed = queue::complete(tx, queue, within, msg_ids, read_cts)
+            .await
+            .map_err(|source| EmitError::Append { source })?;
+        return Ok(Stored {
+            completed,
+            ..Stored::default()
+        });
+    };
+    let source = vec![None; first.len()];
+    let mut stored = node
+        .client
+        .store_chunk(tx, first, Some(completion), &source)
+        .await?;
+    if stored.completed.len() == msg_ids.len() {
+        for chunk in chunks {
+            let more = node.client.store_chunk(tx, chunk, None, &[]).await?;
+            stored.queues.extend(more.queues);
+        }
+    }
+    Ok(stored)
 }
 
 /// The verdict on a message whose attempt failed.

@@ -46,6 +46,8 @@ pub(crate) struct Lease {
     /// Cancelled when the message is no longer ours: its verdict would be refused.
     pub(crate) lost: CancellationToken,
     settled: AtomicBool,
+    /// See [`decide`](Self::decide).
+    decided: AtomicBool,
 }
 
 impl Lease {
@@ -54,8 +56,10 @@ impl Lease {
         deadline.saturating_duration_since(Instant::now())
     }
 
+    /// Says whether a verdict on the message is on its way. Once it is stored the message is no
+    /// longer ours, which is no loss; if it is refused, whoever stores it reports that.
     pub(crate) fn decide(&self, is_decided: bool) {
-        let _ = (self, is_decided);
+        self.decided.store(is_decided, Ordering::Release);
     }
 
     fn extend_to(&self, deadline: Instant) {
@@ -77,6 +81,7 @@ impl Leases {
             deadline: Mutex::new(deadline),
             lost: CancellationToken::new(),
             settled: AtomicBool::new(false),
+            decided: AtomicBool::new(false),
         });
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let before = held
@@ -131,6 +136,9 @@ impl Leases {
     }
 
     fn lose(&self, queue: &str, lease: &Arc<Lease>, why: &str) {
+        if lease.decided.load(Ordering::Acquire) {
+            return;
+        }
         if !lease.settled.load(Ordering::Acquire) && !lease.lost.is_cancelled() {
             tracing::warn!(queue, msg_id = lease.msg_id, "lost a message: {why}");
             lease.lost.cancel();

@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Node, Route, add, attempt, lease::Lease};
 use crate::{
-    client::EmitError,
+    client::{CHUNK_BYTES, EmitError},
     event::{EnvelopeMeta, Outgoing, PastError},
     handler::Error,
     store::{
@@ -61,6 +61,7 @@ pub(crate) struct Settler {
 
 impl Settler {
     pub(crate) fn settle(&self, lease: Arc<Lease>, route: Arc<Route>, verdict: Verdict) {
+        lease.decide(true);
         // The settler ends only after the last sender is gone.
         let _ = self.sender.send(Settlement {
             lease,
@@ -104,7 +105,7 @@ async fn store(node: &Node, queue: &str, settlements: Vec<Settlement>) {
             Verdict::DeadLetter { .. } => burials.push(settlement),
         }
     }
-    if !completions.is_empty() {
+    for completions in batches(completions) {
         complete(node, queue, completions).await;
     }
     if !releases.is_empty() {
@@ -113,6 +114,36 @@ async fn store(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     for burial in burials {
         bury(node, queue, burial).await;
     }
+}
+
+/// Cuts completions into what one statement may carry.
+fn batches(completions: Vec<Settlement>) -> Vec<Vec<Settlement>> {
+    let mut batches: Vec<Vec<Settlement>> = Vec::new();
+    let mut bytes = 0;
+    for completion in completions {
+        let own: usize = match &completion.verdict {
+            Verdict::Complete { emits, .. } => emits.iter().map(|event| event.payload.len()).sum(),
+            _ => 0,
+        };
+        match batches.last_mut() {
+            Some(batch) if bytes + own <= CHUNK_BYTES => {
+                batch.push(completion);
+                bytes += own;
+            }
+            _ => {
+                batches.push(vec![completion]);
+                bytes = own;
+            }
+        }
+    }
+    batches
+}
+
+/// What an operation that was repeated if need be has done.
+struct Done<T> {
+    done: T,
+    /// An earlier try may have done it already, its answer lost.
+    repeated: bool,
 }
 
 /// Repeats an operation for as long as what went wrong may pass and a lease is left. `None` means
@@ -124,12 +155,13 @@ async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
     no_answer: impl Fn(sqlx::Error) -> E,
     may_pass: impl Fn(&E) -> bool,
     operation: impl Fn() -> F,
-) -> Result<Option<T>, E> {
+) -> Result<Option<Done<T>>, E> {
     let mut pause = Duration::from_millis(20);
+    let mut repeated = false;
     loop {
         let done = tokio::time::timeout(PATIENCE, operation()).await;
         match done.unwrap_or_else(|_| Err(no_answer(store::no_answer()))) {
-            Ok(done) => return Ok(Some(done)),
+            Ok(done) => return Ok(Some(Done { done, repeated })),
             Err(error) if may_pass(&error) => {
                 if settlements
                     .iter()
@@ -144,6 +176,7 @@ async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
                 tracing::warn!(%error, queue, "could not {what}, trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(1));
+                repeated = true;
             }
             Err(error) => return Err(error),
         }
@@ -151,7 +184,19 @@ async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
 }
 
 fn may_pass(error: &sqlx::Error) -> bool {
-    store::classify(error) == Failure::Transient
+    matches!(
+        store::classify(error),
+        Failure::Transient | Failure::Cancelled
+    )
+}
+
+/// What a handler emits can take too long again and again.
+fn completion_may_pass(error: &EmitError, emits: bool) -> bool {
+    match error {
+        EmitError::Append { source } if emits => store::classify(source) == Failure::Transient,
+        EmitError::Append { source } | EmitError::Connect(source) => may_pass(source),
+        _ => false,
+    }
 }
 
 async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
@@ -170,10 +215,8 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         msg_ids: &msg_ids,
         read_cts: &read_cts,
     };
-    let transient = |error: &EmitError| match error {
-        EmitError::Append { source } | EmitError::Connect(source) => may_pass(source),
-        _ => false,
-    };
+    let emits = !events.is_empty();
+    let transient = |error: &EmitError| completion_may_pass(error, emits);
     let (events, source, msg_ids, read_cts) = (&events, &source, &msg_ids, &read_cts);
     let operation = || async move {
         let mut connection = node.connection().await.map_err(EmitError::Connect)?;
@@ -202,14 +245,17 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     )
     .await;
     match stored {
-        Ok(Some((completed, queues))) => {
+        Ok(Some(Done {
+            done: (completed, queues),
+            repeated,
+        })) => {
             node.client.wake(queues);
             for settlement in settlements {
                 let counts = &settlement.route.counts;
                 if completed.contains(&settlement.lease.msg_id) {
                     add(&counts.completed, 1);
                 } else {
-                    report_lost(queue, &settlement);
+                    report_lost(queue, &settlement, repeated);
                 }
                 node.leases.end(queue, &settlement.lease);
             }
@@ -235,7 +281,8 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
                 tracing::error!(%error, queue, msg_id = settlement.lease.msg_id, "could not complete, trying again later");
                 // What the handler emits is its own doing, so the attempt has failed.
                 let is_to_blame = !emits.is_empty()
-                    && matches!(&error, EmitError::Append { source } if store::classify(source) == Failure::Final);
+                    && matches!(&error, EmitError::Append { source }
+                        if matches!(store::classify(source), Failure::Final | Failure::Cancelled));
                 let verdict = if is_to_blame {
                     let error = Error::retryable(error.to_string());
                     attempt::failure(&settlement.route, meta, &error)
@@ -284,17 +331,17 @@ async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         },
     )
     .await;
-    let released = match stored {
-        Ok(released) => released.unwrap_or_default(),
-        Err(error) => {
-            tracing::error!(%error, queue, "could not give messages back, they come back when their leases end");
-            Vec::new()
-        }
-    };
+    let stored = stored.unwrap_or_else(|error| {
+        tracing::error!(%error, queue, "could not give messages back, they come back when their leases end");
+        None
+    });
     for settlement in &settlements {
         node.leases.end(queue, &settlement.lease);
-        if !released.contains(&settlement.lease.msg_id) {
-            report_lost(queue, settlement);
+        let Some(Done { done, repeated }) = &stored else {
+            continue;
+        };
+        if !done.contains(&settlement.lease.msg_id) {
+            report_lost(queue, settlement, *repeated);
             continue;
         }
         if let Verdict::Release { delay, failure } = &settlement.verdict {
@@ -341,7 +388,7 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
     )
     .await;
     match stored {
-        Ok(Some(true)) => {
+        Ok(Some(Done { done: true, .. })) => {
             tracing::error!(
                 queue,
                 handler = settlement.route.name(),
@@ -352,7 +399,7 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
             );
             add(&settlement.route.counts.dead_lettered, 1);
         }
-        Ok(Some(false)) => report_lost(queue, &settlement),
+        Ok(Some(Done { repeated, .. })) => report_lost(queue, &settlement, repeated),
         Ok(None) => {}
         Err(error) => {
             tracing::error!(%error, queue, msg_id = settlement.lease.msg_id, "could not dead-letter, the message will be delivered again");
@@ -361,7 +408,17 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
     node.leases.end(queue, &settlement.lease);
 }
 
-fn report_lost(queue: &str, settlement: &Settlement) {
+fn report_lost(queue: &str, settlement: &Settlement, repeated: bool) {
+    if repeated {
+        // Whether it was stored or refused nobody can tell any more.
+        tracing::warn!(
+            queue,
+            handler = settlement.route.name(),
+            msg_id = settlement.lease.msg_id,
+            "the answer to a verdict was lost, and the message is no longer ours: most likely the verdict was stored"
+        );
+        return;
+    }
     add(&settlement.route.counts.lost, 1);
     tracing::warn!(
         queue,

@@ -49,6 +49,9 @@ const MEASURE_OVER: Duration = Duration::from_millis(100);
 /// A message that no slot has become free for within this time is given back.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// How long it may take to restore queues before the connection counts as lost.
+const RESTORE_PATIENCE: Duration = Duration::from_mins(1);
+
 /// How long a message that may kill its process keeps all others out at most: a handler that runs
 /// for an hour must not idle its node for so long.
 const ALONE_AT_MOST: Duration = Duration::from_secs(30);
@@ -622,7 +625,8 @@ impl Node {
             connection.give_back();
             Ok::<_, sqlx::Error>(())
         };
-        if let Err(error) = restored.await {
+        let restored = tokio::time::timeout(RESTORE_PATIENCE, restored).await;
+        if let Err(error) = restored.unwrap_or_else(|_| Err(store::no_answer())) {
             tracing::error!(%error, "could not restore the queues, trying again at the next poll");
         }
     }

@@ -65,6 +65,8 @@ pub(crate) enum Failure {
     MissingPartition,
     /// Repeating the statement can help: a lost connection, a deadlock, a server that restarts.
     Transient,
+    /// Stopped by a `statement_timeout`, or by hand. Whose time was over, the caller knows.
+    Cancelled,
     /// It cannot.
     Final,
 }
@@ -80,12 +82,13 @@ pub(crate) fn classify(error: &sqlx::Error) -> Failure {
     match code.as_deref() {
         Some("42P01") => Failure::MissingTable,
         Some("23514") => Failure::MissingPartition,
+        Some("57014") => Failure::Cancelled,
         // Connection exceptions, serialization and deadlock, resources, shutdown, read-only after a failover.
         Some(code)
             if code.starts_with("08")
                 || code.starts_with("40")
                 || code.starts_with("53")
-                || code.starts_with("57")
+                || code.starts_with("57P")
                 || code == "25006"
                 || code == "55P03" =>
         {

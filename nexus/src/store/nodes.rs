@@ -159,19 +159,34 @@ pub(crate) async fn deregister(
         .map(drop)
 }
 
-/// Puts back the row of a node that was taken for dead and removed, under the epoch it has.
+/// Puts back the row of a node that was taken for dead and removed, under the epoch it has. A newer
+/// boot that has registered meanwhile keeps the row: the next [`beat`] tells.
 pub(crate) async fn restore(
     connection: &mut PgConnection,
     node: &Node,
     epoch: i64,
 ) -> sqlx::Result<()> {
-    register(connection, node).await?;
-    sqlx::query("update core.nodes set epoch = $2 where node_id = $1 and epoch = 1")
-        .bind(&node.id)
-        .bind(epoch)
-        .execute(connection)
-        .await
-        .map(drop)
+    let metadata = node.metadata.to_string();
+    let handlers = node.handlers.to_string();
+    sqlx::query(
+        "insert into core.nodes
+             (node_id, namespace, app, build_id, program, display_name, description, metadata, handlers, epoch)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         on conflict (node_id) do nothing",
+    )
+    .bind(&node.id)
+    .bind(&node.namespace)
+    .bind(&node.app)
+    .bind(&node.build_id)
+    .bind(&node.program)
+    .bind(&node.display_name)
+    .bind(&node.description)
+    .bind(JsonText(&metadata))
+    .bind(JsonText(&handlers))
+    .bind(epoch)
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 #[cfg(all(test, feature = "testing"))]

@@ -42,8 +42,13 @@ pub(crate) struct Claims {
 /// How often a message may lose its lease without a verdict before it is claimed alone.
 const SUSPECT_AFTER: i32 = 2;
 
-/// The predicate of the queue's index on such messages; `core.tune_queue` has the same.
-const IS_SUSPECT: &str = "(m.headers ->> 'abandoned')::int >= 2";
+/// How often the message has lost its lease. The claim that finds a loss counts it in the headers, so
+/// the last one is not in there yet: it was read, and its reader left no verdict behind.
+const LOSSES: &str = "coalesce((m.headers ->> 'abandoned')::int, 0) + (m.read_ct > 0 and not m.headers ? 'settled')::int";
+
+/// The predicate of the queue's index on messages that may have to be claimed alone, as
+/// `core.tune_queue` has it: with two losses, the first one is in the headers.
+const MAY_BE_SUSPECT: &str = "(m.headers ->> 'abandoned')::int >= 1";
 
 /// Which messages a claim takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +79,7 @@ pub(crate) async fn claim(
                  where m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
                    and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond'
                    and m.vt <= core.now()
-                   and coalesce((m.headers ->> 'abandoned')::int, 0) < {SUSPECT_AFTER}
+                   and {LOSSES} < {SUSPECT_AFTER}
                  order by m.vt, m.msg_id
                  limit w.slots
                  for update skip locked
@@ -84,7 +89,7 @@ pub(crate) async fn claim(
             "select m.msg_id
              from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
              join {table} m on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
-             where {IS_SUSPECT} and m.vt <= core.now()
+             where {MAY_BE_SUSPECT} and {LOSSES} >= {SUSPECT_AFTER} and m.vt <= core.now()
              order by m.msg_id limit 1
              for update of m skip locked"
         ),
@@ -165,6 +170,7 @@ pub(crate) async fn extend(
     read_cts: &[i32],
     lease: Duration,
 ) -> sqlx::Result<Vec<i64>> {
+    // A message that was given back keeps its `read_ct`; its new time must stand.
     let text = format!(
         "update {table} q
          set vt = core.now() + $3 * interval '1 microsecond'
@@ -172,6 +178,7 @@ pub(crate) async fn extend(
              select m.msg_id
              from unnest($1::bigint[], $2::int[]) as u (msg_id, read_ct)
              join {table} m on m.msg_id = u.msg_id and m.read_ct = u.read_ct
+                 and not m.headers ? 'settled'
              for update of m skip locked
          ))
          returning q.msg_id",
@@ -185,7 +192,7 @@ pub(crate) async fn extend(
         .await
 }
 
-/// Which of the messages somebody else has claimed since, or that are gone.
+/// Which of the messages are no longer ours: claimed since, given back, or gone.
 pub(crate) async fn lost(
     connection: &mut PgConnection,
     queue: &str,
@@ -196,7 +203,8 @@ pub(crate) async fn lost(
         "select u.msg_id
          from unnest($1::bigint[], $2::int[]) as u (msg_id, read_ct)
          where not exists (
-             select from {table} m where m.msg_id = u.msg_id and m.read_ct = u.read_ct)",
+             select from {table} m
+             where m.msg_id = u.msg_id and m.read_ct = u.read_ct and not m.headers ? 'settled')",
         table = table(queue)
     );
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
@@ -408,7 +416,7 @@ pub(crate) async fn has_suspect(
              select from {table} m
              join unnest($1::text[], $2::text[]) as w (handler, version)
                  on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
-             where {IS_SUSPECT} and m.vt <= core.now())",
+             where {MAY_BE_SUSPECT} and {LOSSES} >= {SUSPECT_AFTER} and m.vt <= core.now())",
         table = table(queue)
     );
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
@@ -444,7 +452,8 @@ pub(crate) async fn has_messages(
                 "exists (select from {table} m
                          join unnest(${handlers}::text[], ${versions}::text[]) as w (handler, version)
                              on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version)
-                 or exists (select from {table} m where (m.headers ->> 'eventVersion') is null)",
+                 or exists (select from {table} m where ((m.headers ->> 'handler') is not null
+                                and (m.headers ->> 'eventVersion') ~ '^[1-9][0-9]*$') is not true)",
                 table = table(queue),
                 handlers = 2 * index + 1,
                 versions = 2 * index + 2,

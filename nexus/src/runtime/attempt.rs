@@ -280,17 +280,17 @@ async fn finish(
     };
     let mut emits = tx.take_outgoing();
     emits.extend(returned);
+    // A commit runs what was deferred to it, and no statement_timeout stops it.
+    let took_too_long = tokio::time::sleep(route.timeout.saturating_add(PATIENCE));
     let no_answer = async {
-        tokio::select! {
-            () = tokio::time::sleep(route.timeout.saturating_add(PATIENCE)) => {}
-            () = async {
-                node.abort.cancelled().await;
-                tokio::time::sleep(PATIENCE).await;
-            } => {}
-        }
+        node.abort.cancelled().await;
+        tokio::time::sleep(PATIENCE).await;
     };
     tokio::select! {
         end = commit(node, route, tx, completed, &emits) => end,
+        () = took_too_long => End::Failed(Error::retryable(format!(
+            "storing its effect took longer than the timeout of {:?}", route.timeout
+        ))),
         () = no_answer => End::Disturbed(store::no_answer().to_string()),
     }
 }
@@ -402,18 +402,6 @@ async fn commit(
             return End::Failed(Error::from(error));
         }
     };
-    // What is deferred to the commit runs now: no statement_timeout stops a commit.
-    let checked = sqlx::raw_sql("set constraints all immediate")
-        .execute(&mut *tx)
-        .await;
-    match checked {
-        Ok(_) => {}
-        Err(error @ sqlx::Error::Database(_)) if store::classify(&error) != Failure::Transient => {
-            roll_back(tx).await;
-            return End::Failed(Error::from(error));
-        }
-        Err(error) => return End::Disturbed(error.to_string()),
-    }
     let decide = |is_decided| {
         for message in messages {
             message.lease.decide(is_decided);

@@ -7,4 +7,5 @@ drop table core.event_types;
 drop function core.is_live(timestamptz);
 drop function core.touch_node_heartbeat(text);
 drop table core.nodes;
+drop sequence core.node_epochs;
 drop table core.builds;

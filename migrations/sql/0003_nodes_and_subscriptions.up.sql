@@ -11,6 +11,9 @@ create table core.builds (
     primary key (namespace, app, build_id)
 );
 
+-- Never starts over, not even when a node's row is gone: a process that wakes up after days is fenced.
+create sequence core.node_epochs;
+
 create table core.nodes (
     node_id text primary key,
     namespace text not null references core.namespaces,
@@ -24,7 +27,7 @@ create table core.nodes (
     -- The executable's file name: two different programs must not run under one app name.
     program text,
     -- Grows with each boot under the same id and fences the boot before.
-    epoch bigint not null default 1,
+    epoch bigint not null default nextval('core.node_epochs'),
     -- What the node can run: [{"group", "handler", "eventType", "eventVersion"}].
     handlers jsonb not null default '[]',
     unique (namespace, node_id)

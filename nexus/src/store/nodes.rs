@@ -94,7 +94,7 @@ pub(crate) async fn register(connection: &mut PgConnection, node: &Node) -> sqlx
                  program = excluded.program, display_name = excluded.display_name,
                  description = excluded.description, metadata = excluded.metadata,
                  handlers = excluded.handlers, registered_at = core.now(),
-                 last_heartbeat = core.now(), epoch = n.epoch + 1
+                 last_heartbeat = core.now(), epoch = excluded.epoch
          returning epoch",
     )
     .bind(&node.id)

@@ -256,7 +256,7 @@ impl App {
     }
 
     /// Longest wait between two polls of an idle queue: `CORE_IDLE_POLL_INTERVAL_MS`, default
-    /// 250 ms. Emits through a [`Client`] are noticed sooner.
+    /// 250 ms. Emits through a [`Client`](crate::Client) are noticed sooner.
     pub fn idle_poll(mut self, interval: Duration) -> Self {
         self.overrides.idle_poll = Some(interval);
         self

@@ -153,7 +153,9 @@ pub(crate) async fn claim(
 /// Prepares a connection for [`claim`].
 pub(crate) async fn prepare_to_claim(connection: &mut PgConnection) -> sqlx::Result<()> {
     // A queue is often empty when it is analyzed; the plan made then must not be a sequential scan.
-    sqlx::raw_sql("set enable_seqscan = off")
+    // That setting makes some plans look expensive enough to be compiled, which takes a hundred times
+    // longer than to run them.
+    sqlx::raw_sql("set enable_seqscan = off; set jit = off")
         .execute(connection)
         .await
         .map(drop)

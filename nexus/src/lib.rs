@@ -86,6 +86,7 @@ pub use jiff;
 #[cfg(feature = "macros")]
 pub use nexus_macros::{Event, cron, handler};
 pub use retry::RetryPolicy;
+pub use schedule::Misfire;
 
 /// What nearly every file of an app needs.
 pub mod prelude {
@@ -105,8 +106,10 @@ pub mod __private {
         event::{EventDescriptor, EventKey, EventMeta, Origin},
         handler::{FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements},
         registry::{
-            Backoff, CronDescriptor, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions, Trigger,
+            Backoff, CronDescriptor, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions, TASKS,
+            TaskDescriptor, TaskPayload, Trigger,
         },
+        schedule::Misfire,
     };
 
     /// Passes a handler's future on. When it is not `Send`, rustc reports it here, where it still

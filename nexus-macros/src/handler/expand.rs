@@ -56,6 +56,7 @@ pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
                 ::nexus::__private::HandlerDescriptor {
                     name: #name,
                     group: #group,
+                    formerly: &[],
                     origin: ::nexus::__private::Origin::new(
                         ::core::concat!(::core::module_path!(), "::", #path_end),
                         ::core::file!(),
@@ -127,6 +128,8 @@ fn trigger_expression(trigger: &Trigger, arguments: &[Argument]) -> TokenStream 
                 ::nexus::__private::Trigger::Cron(::nexus::__private::CronDescriptor {
                     expression: #expression,
                     time_zone: #time_zone,
+                    misfire: ::core::option::Option::None,
+                    grace: ::core::option::Option::None,
                 })
             }
         }

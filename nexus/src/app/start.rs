@@ -152,9 +152,10 @@ fn log_collected(app: &App, node: &str, namespace: &str, database: &Database) {
         namespace,
         node,
         database = database.target(),
-        "collected {} handlers and {} event types from crates {}",
+        "collected {} handlers, {} event types and {} tasks that emit from crates {}",
         app.handlers.len(),
         app.events.len(),
+        app.tasks.len(),
         crates.join(", ")
     );
 }

@@ -4,7 +4,7 @@
 
 use linkme::distributed_slice;
 
-use super::HandlerDescriptor;
+use super::{HandlerDescriptor, TaskDescriptor};
 use crate::event::{EventDescriptor, Origin};
 
 /// Every handler that is linked into the program.
@@ -16,6 +16,11 @@ pub static HANDLERS: [&'static HandlerDescriptor];
 #[doc(hidden)]
 #[distributed_slice]
 pub static EVENTS: [&'static EventDescriptor];
+
+/// Every `#[cron]` event type and constant that is linked into the program.
+#[doc(hidden)]
+#[distributed_slice]
+pub static TASKS: [&'static TaskDescriptor];
 
 /// Names crates that the program needs only for their handlers and events.
 ///
@@ -50,6 +55,11 @@ pub(crate) fn events() -> Vec<&'static EventDescriptor> {
     once_per_origin(EVENTS.iter().copied(), |event| {
         (event.meta.origin, event.meta.event_type)
     })
+}
+
+/// All scheduled tasks that emit, each once.
+pub(crate) fn tasks() -> Vec<&'static TaskDescriptor> {
+    once_per_origin(TASKS.iter().copied(), |task| (task.origin, task.name))
 }
 
 fn once_per_origin<T: Copy>(

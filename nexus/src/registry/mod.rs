@@ -6,8 +6,8 @@
 mod collect;
 mod validate;
 
-pub use collect::{EVENTS, HANDLERS};
-pub(crate) use collect::{events, handlers};
+pub use collect::{EVENTS, HANDLERS, TASKS};
+pub(crate) use collect::{events, handlers, tasks};
 pub use validate::{Problem, Problems};
 pub(crate) use validate::{tick_event_type, validate};
 
@@ -16,8 +16,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::{
-    event::{EventDescriptor, Origin},
+    event::{EncodeError, Event, EventDescriptor, Origin, Outgoing},
     handler::{Invocation, Outcome, Requirements, Result},
+    schedule::Misfire,
 };
 
 /// A registered handler: all that the macros know of it while compiling.
@@ -28,6 +29,8 @@ pub struct HandlerDescriptor {
     pub name: &'static str,
     /// `group = "…"`; `None` is the app's default group.
     pub group: Option<&'static str>,
+    /// `formerly = "…"`: names in the same group under which messages may still wait for it.
+    pub formerly: &'static [&'static str],
     pub origin: Origin,
     pub trigger: Trigger,
     /// Takes many messages at once.
@@ -60,7 +63,7 @@ pub enum Trigger {
     Cron(CronDescriptor),
 }
 
-/// The schedule of a `#[cron]` function, checked while compiling.
+/// The schedule of a `#[cron]` item, checked while compiling.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct CronDescriptor {
@@ -68,6 +71,50 @@ pub struct CronDescriptor {
     pub expression: &'static str,
     /// IANA name; `None` is UTC.
     pub time_zone: Option<&'static str>,
+    /// `misfire = "…"`; `None` is the default.
+    pub misfire: Option<Misfire>,
+    /// `grace = "…"`; `None` is the default.
+    pub grace: Option<Duration>,
+}
+
+/// A `#[cron]` event type or constant: a scheduled task that emits an event.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct TaskDescriptor {
+    /// Identity within the namespace: `name = "…"`, or the item's name in snake case.
+    pub name: &'static str,
+    /// `formerly = "…"`: names that the task had before.
+    pub formerly: &'static [&'static str],
+    pub origin: Origin,
+    pub schedule: CronDescriptor,
+    pub event: &'static EventDescriptor,
+    /// The event to emit; asked once, when the app starts.
+    pub payload: fn(limit: usize) -> std::result::Result<TaskPayload, EncodeError>,
+}
+
+/// What a scheduled task emits.
+#[doc(hidden)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskPayload {
+    /// JSON.
+    pub text: String,
+    /// `#[event(key = …)]`.
+    pub key: Option<String>,
+}
+
+impl TaskPayload {
+    /// Of the value that `#[cron]` stands on; `limit` is the most bytes that a payload may have.
+    ///
+    /// # Errors
+    ///
+    /// The event cannot be stored.
+    pub fn of<E: Event>(event: &E, limit: usize) -> std::result::Result<Self, EncodeError> {
+        let outgoing = Outgoing::new(event, limit)?;
+        Ok(Self {
+            text: outgoing.payload,
+            key: outgoing.key,
+        })
+    }
 }
 
 /// Options of `#[handler]`; `None` takes the app's default.

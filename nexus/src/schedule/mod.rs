@@ -6,6 +6,26 @@ use croner::{
 };
 use jiff::{Timestamp, tz::TimeZone};
 
+/// What becomes of due times that no node was there to fire.
+///
+/// A due time counts as missed once it is later than the task's grace (default 60 s); until then it
+/// is fired for its own time, whatever the policy. What a policy fires carries its own due time
+/// ([`Tick::due_at`](crate::Tick::due_at)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Misfire {
+    /// Missed due times are left out.
+    Skip,
+    /// However many were missed, the newest of them is fired. The default.
+    #[default]
+    FireOnce,
+    /// Each missed due time is fired, oldest first, but no more than the newest `cap`.
+    FireAll {
+        /// At least 1; older due times are left out.
+        cap: u32,
+    },
+}
+
 /// When a scheduled task is due: a cron expression in a time zone.
 #[derive(Debug, Clone)]
 pub(crate) struct Schedule {

@@ -6,7 +6,8 @@ use sqlx::PgConnection;
 use super::{Client, EmitError};
 use crate::event::{EncodeError, Outgoing};
 
-/// An event about to be emitted: set options, then await it for the event's id.
+/// An event about to be emitted: set options, then await it for the event's id. Made by
+/// [`Client::emit`] and [`Client::emit_in`].
 ///
 /// Nothing is sent until it is awaited. Dropped while it is awaited, the event may or may not have
 /// been stored.
@@ -31,7 +32,7 @@ impl<'a> Emission<'a> {
     }
 
     /// Stores the event once per key and namespace within 24 hours: a repetition returns the id of
-    /// the first, another event under the same key is an error.
+    /// the first, another event type or payload under the same key is an error. At most 1,000 bytes.
     pub fn idempotency_key(self, key: impl Into<String>) -> Self {
         let key = key.into();
         self.with(|outgoing| outgoing.idempotency_key = Some(key))

@@ -60,6 +60,15 @@ async fn an_account_is_opened_once() -> nexus::Result {
 
 const README: &str = include_str!("../../README.md");
 const ENVELOPE: &str = include_str!("../../docs/envelope.md");
+const GUIDE: [&str; 7] = [
+    include_str!("../../nexus/src/guide/events.md"),
+    include_str!("../../nexus/src/guide/handlers.md"),
+    include_str!("../../nexus/src/guide/transactions.md"),
+    include_str!("../../nexus/src/guide/retries.md"),
+    include_str!("../../nexus/src/guide/schedules.md"),
+    include_str!("../../nexus/src/guide/testing.md"),
+    include_str!("../../nexus/src/guide/deploying.md"),
+];
 
 #[test]
 fn the_readme_shows_the_items_of_this_file() {
@@ -132,24 +141,28 @@ async fn every_query_runs_and_what_it_emits_is_handled() -> nexus::Result {
         .database_url(database.url());
     let app = nexus::start(app).await?;
 
-    let blocks = [sql_blocks(README), sql_blocks(ENVELOPE)].concat();
-    assert!(blocks.len() >= 4, "{} blocks", blocks.len());
+    let blocks: Vec<&str> = [README, ENVELOPE]
+        .into_iter()
+        .chain(GUIDE)
+        .flat_map(sql_blocks)
+        .collect();
+    assert!(blocks.len() >= 6, "{} blocks", blocks.len());
     for block in blocks {
         let text = sqlx::AssertSqlSafe(block.to_owned());
         if let Err(error) = sqlx::raw_sql(text).execute(&pool).await {
             panic!("{error} in\n{block}");
         }
     }
-    // From SQL, twice, and from a program that knows nothing of nexus, whose message waits in the main
+    // From SQL, three times, and from a program that knows nothing of nexus, whose message waits in the main
     // queue until it is adopted.
-    let opened = until("three accounts are opened", || async {
+    let opened = until("four accounts are opened", || async {
         let opened: Vec<i64> = sqlx::query_scalar("select user_id from accounts order by 1")
             .fetch_all(&pool)
             .await
             .unwrap();
-        (opened.len() == 3).then_some(opened)
+        (opened.len() == 4).then_some(opened)
     });
-    assert_eq!(opened.await, [7, 8, 9]);
+    assert_eq!(opened.await, [7, 8, 9, 17]);
     app.shutdown().await;
     Ok(())
 }

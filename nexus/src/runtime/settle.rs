@@ -13,7 +13,7 @@ use crate::{
     store::{
         self, Failure,
         event_log::Completion,
-        queue::{self, Burial, Release, Within},
+        queue::{self, GivenUp, Release, Within},
     },
 };
 
@@ -97,12 +97,12 @@ pub(crate) fn start(
 }
 
 async fn store(node: &Node, queue: &str, settlements: Vec<Settlement>) {
-    let (mut completions, mut releases, mut burials) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut completions, mut releases, mut dead) = (Vec::new(), Vec::new(), Vec::new());
     for settlement in settlements {
         match settlement.verdict {
             Verdict::Complete { .. } => completions.push(settlement),
             Verdict::Release { .. } => releases.push(settlement),
-            Verdict::DeadLetter { .. } => burials.push(settlement),
+            Verdict::DeadLetter { .. } => dead.push(settlement),
         }
     }
     for completions in batches(completions) {
@@ -111,8 +111,8 @@ async fn store(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     if !releases.is_empty() {
         release(node, queue, releases).await;
     }
-    for burial in burials {
-        bury(node, queue, burial).await;
+    for settlement in dead {
+        dead_letter(node, queue, settlement).await;
     }
 }
 
@@ -354,7 +354,7 @@ async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     }
 }
 
-async fn bury(node: &Node, queue: &str, settlement: Settlement) {
+async fn dead_letter(node: &Node, queue: &str, settlement: Settlement) {
     let Verdict::DeadLetter {
         reason,
         error,
@@ -363,7 +363,7 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
     else {
         return;
     };
-    let burial = Burial {
+    let given_up = GivenUp {
         msg_id: settlement.lease.msg_id,
         read_ct: settlement.lease.read_ct,
         reason,
@@ -374,7 +374,7 @@ async fn bury(node: &Node, queue: &str, settlement: Settlement) {
     let only = std::slice::from_ref(&settlement);
     let operation = || async {
         let mut connection = node.connection().await?;
-        let is_moved = queue::dead_letter(&mut connection, queue, &burial).await?;
+        let is_moved = queue::dead_letter(&mut connection, queue, &given_up).await?;
         connection.give_back();
         Ok(is_moved)
     };

@@ -1,7 +1,7 @@
 //! Nodes and builds: who runs which version of which app.
 
 use serde_json::Value;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
 
 use super::JsonText;
 
@@ -83,31 +83,62 @@ pub(crate) async fn is_superseded(
 
 /// Registers a boot of the node and returns its epoch, which fences the boot before.
 pub(crate) async fn register(connection: &mut PgConnection, node: &Node) -> sqlx::Result<i64> {
-    let metadata = node.metadata.to_string();
-    let handlers = node.handlers.to_string();
-    sqlx::query_scalar(
-        "insert into core.nodes as n
-             (node_id, namespace, app, build_id, program, display_name, description, metadata, handlers)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-         on conflict (node_id) do update
+    let epoch = insert(
+        connection,
+        node,
+        None,
+        "do update
              set namespace = excluded.namespace, app = excluded.app, build_id = excluded.build_id,
                  program = excluded.program, display_name = excluded.display_name,
                  description = excluded.description, metadata = excluded.metadata,
                  handlers = excluded.handlers, registered_at = core.now(),
-                 last_heartbeat = core.now(), epoch = excluded.epoch
-         returning epoch",
-    )
-    .bind(&node.id)
-    .bind(&node.namespace)
-    .bind(&node.app)
-    .bind(&node.build_id)
-    .bind(&node.program)
-    .bind(&node.display_name)
-    .bind(&node.description)
-    .bind(JsonText(&metadata))
-    .bind(JsonText(&handlers))
-    .fetch_one(connection)
-    .await
+                 last_heartbeat = core.now(), epoch = excluded.epoch",
+    );
+    epoch.await?.ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Puts back the row of a node that was taken for dead and removed, under the epoch it has. A newer
+/// boot that has registered meanwhile keeps the row: the next [`beat`] tells.
+pub(crate) async fn restore(
+    connection: &mut PgConnection,
+    node: &Node,
+    epoch: i64,
+) -> sqlx::Result<()> {
+    insert(connection, node, Some(epoch), "do nothing")
+        .await
+        .map(drop)
+}
+
+/// Inserts the row of a node, under a new epoch if none is given; returns the epoch unless there was
+/// a row that stays.
+async fn insert(
+    connection: &mut PgConnection,
+    node: &Node,
+    epoch: Option<i64>,
+    on_conflict: &'static str,
+) -> sqlx::Result<Option<i64>> {
+    let metadata = node.metadata.to_string();
+    let handlers = node.handlers.to_string();
+    let text = format!(
+        "insert into core.nodes as n
+             (node_id, namespace, app, build_id, program, display_name, description, metadata, handlers, epoch)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, nextval('core.node_epochs')))
+         on conflict (node_id) {on_conflict}
+         returning epoch"
+    );
+    sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
+        .bind(&node.id)
+        .bind(&node.namespace)
+        .bind(&node.app)
+        .bind(&node.build_id)
+        .bind(&node.program)
+        .bind(&node.display_name)
+        .bind(&node.description)
+        .bind(JsonText(&metadata))
+        .bind(JsonText(&handlers))
+        .bind(epoch)
+        .fetch_optional(connection)
+        .await
 }
 
 /// What a heartbeat found.
@@ -157,36 +188,6 @@ pub(crate) async fn deregister(
         .execute(connection)
         .await
         .map(drop)
-}
-
-/// Puts back the row of a node that was taken for dead and removed, under the epoch it has. A newer
-/// boot that has registered meanwhile keeps the row: the next [`beat`] tells.
-pub(crate) async fn restore(
-    connection: &mut PgConnection,
-    node: &Node,
-    epoch: i64,
-) -> sqlx::Result<()> {
-    let metadata = node.metadata.to_string();
-    let handlers = node.handlers.to_string();
-    sqlx::query(
-        "insert into core.nodes
-             (node_id, namespace, app, build_id, program, display_name, description, metadata, handlers, epoch)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-         on conflict (node_id) do nothing",
-    )
-    .bind(&node.id)
-    .bind(&node.namespace)
-    .bind(&node.app)
-    .bind(&node.build_id)
-    .bind(&node.program)
-    .bind(&node.display_name)
-    .bind(&node.description)
-    .bind(JsonText(&metadata))
-    .bind(JsonText(&handlers))
-    .bind(epoch)
-    .execute(connection)
-    .await
-    .map(drop)
 }
 
 #[cfg(all(test, feature = "testing"))]

@@ -346,7 +346,7 @@ pub(crate) async fn release(
 
 /// A message that will not be tried again by itself.
 #[derive(Debug, Clone)]
-pub(crate) struct Burial {
+pub(crate) struct GivenUp {
     pub(crate) msg_id: i64,
     pub(crate) read_ct: i32,
     pub(crate) reason: &'static str,
@@ -359,16 +359,16 @@ pub(crate) struct Burial {
 pub(crate) async fn dead_letter(
     connection: &mut PgConnection,
     queue: &str,
-    burial: &Burial,
+    given_up: &GivenUp,
 ) -> sqlx::Result<bool> {
-    let errors = json!(burial.errors).to_string();
+    let errors = json!(given_up.errors).to_string();
     sqlx::query_scalar("select core.dead_letter($1, $2, $3, $4, $5, $6, $7)")
         .bind(queue)
-        .bind(burial.msg_id)
-        .bind(burial.read_ct)
-        .bind(burial.reason)
-        .bind(&burial.error)
-        .bind(i32::try_from(burial.attempts).unwrap_or(i32::MAX))
+        .bind(given_up.msg_id)
+        .bind(given_up.read_ct)
+        .bind(given_up.reason)
+        .bind(&given_up.error)
+        .bind(i32::try_from(given_up.attempts).unwrap_or(i32::MAX))
         .bind(JsonText(&errors))
         .fetch_one(connection)
         .await

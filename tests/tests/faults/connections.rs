@@ -1,0 +1,137 @@
+//! Connections that break or fall silent.
+
+use std::time::{Duration, Instant};
+
+use nexus::prelude::*;
+use nexus_tests::until;
+
+use crate::{
+    Order, Saw, Test, order, orders,
+    proxy::{Line, Proxy},
+    stop,
+};
+
+/// Runs until it is told to stop, whatever happens to the database.
+#[handler]
+async fn endless(order: Order, saw: State<Saw>, tx: &mut Tx) -> nexus::Result {
+    let _ = saw.send(("endless", order.number));
+    sqlx::query("select pg_sleep(600)")
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn connections_that_break_at_random_lose_and_double_nothing() {
+    let test = Test::new().await;
+    let app = test
+        .app(["has_an_effect", "counts_sides"])
+        .lease(Duration::from_secs(2));
+    let app = nexus::start(app).await.unwrap();
+    test.client().await.emit_all(&orders(1_500)).await.unwrap();
+    let mut broken = 0_u64;
+    while broken < 60 {
+        let gone: i64 = sqlx::query_scalar(
+            "select count(pg_terminate_backend(pid)) from (
+                 select pid from pg_stat_activity
+                 where datname = current_database() and application_name = 'nexus'
+                 order by random() limit 2) a",
+        )
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
+        broken += gone.unsigned_abs();
+        tokio::task::yield_now().await;
+    }
+    // The connection that asks may be one of the broken ones.
+    until("all is settled", || async { app.idle().await.ok() }).await;
+    assert_eq!(
+        test.numbers("effects").await,
+        (0..1_500).collect::<Vec<i64>>()
+    );
+    assert_eq!(
+        test.numbers("sides").await,
+        (0..1_500).collect::<Vec<i64>>()
+    );
+    stop(app).await;
+}
+
+async fn stops_although_the_database_is(line: Line) {
+    let mut test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let app = test
+        .app(["endless", "gated"])
+        .database_url(&proxy.url)
+        .lease(Duration::from_secs(3))
+        .shutdown_timeout(Duration::from_millis(500));
+    let app = nexus::start(app).await.unwrap();
+    app.client().emit_all(&orders(5)).await.unwrap();
+    for _ in 0..6 {
+        test.next().await;
+    }
+    proxy.state.send(line).unwrap();
+    // The handler without a transaction ends, and its verdict has nowhere to go.
+    test.gate.add_permits(1);
+    let begun = Instant::now();
+    stop(app).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_verdict_whose_answer_was_lost_is_not_counted_as_lost() {
+    let mut test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let app = test.app(["gated"]).database_url(&proxy.url);
+    let app = nexus::start(app).await.unwrap();
+    app.client().emit(&order(1, "")).await.unwrap();
+    test.next().await;
+    sqlx::raw_sql(
+        "create function sleep() returns trigger language plpgsql as
+             $$ begin perform pg_sleep(0.5); return old; end $$;
+         create trigger slow before delete on pgmq.q_core_events_demo
+             for each row execute function sleep()",
+    )
+    .execute(&test.pool)
+    .await
+    .unwrap();
+    test.gate.add_permits(1);
+    until("the verdict is being stored", || async {
+        let sleeping: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and wait_event = 'PgSleep'",
+        )
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
+        (sleeping == 1).then_some(())
+    })
+    .await;
+    // The server stores it, and can tell nobody.
+    proxy.state.send(Line::Down).unwrap();
+    until("the verdict is stored", || async {
+        let left: i64 = sqlx::query_scalar("select count(*) from pgmq.q_core_events_demo")
+            .fetch_one(&test.pool)
+            .await
+            .unwrap();
+        (left == 0).then_some(())
+    })
+    .await;
+    proxy.state.send(Line::Up).unwrap();
+    until("the node is idle", || async { app.idle().await.ok() }).await;
+    assert_eq!(app.stats()[0].lost, 0, "{:?}", app.stats());
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn stops_although_the_database_is_silent() {
+    stops_although_the_database_is(Line::Silent).await;
+}
+
+#[tokio::test]
+async fn stops_although_the_database_is_down() {
+    stops_although_the_database_is(Line::Down).await;
+}

@@ -14,7 +14,10 @@ use crate::{
     runtime::{self, Control, Node, Settings},
 };
 
-/// Starts an app and returns once it is registered and its handlers are at work. Sets up no logging.
+/// Starts an app and returns once it is registered and its handlers are at work.
+///
+/// Sets up no logging, unlike [`run`](super::run()): what nexus logs goes to the program's `tracing`
+/// subscriber, if it has one.
 ///
 /// # Errors
 ///

@@ -8,8 +8,8 @@ mod validate;
 
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
+pub(crate) use validate::{Parts, known, tick_event_type, validate};
 pub use validate::{Problem, Problems};
-pub(crate) use validate::{tick_event_type, validate};
 
 use std::time::Duration;
 

@@ -200,10 +200,10 @@ impl Catalogue {
             (event.event_type.clone(), event.version)
         });
         for old in gone {
-            let renamed = new
-                .iter()
-                .position(|new| new.schema == old.schema && new.version == old.version);
-            texts.push(match renamed.map(|index| new.remove(index)) {
+            let renamed = take_nearest(&mut new, &old.event_type, |new| {
+                (new.schema == old.schema && new.version == old.version).then_some(&new.event_type)
+            });
+            texts.push(match renamed {
                 Some(new) => format!(
                     "event type {} is gone, and `{}` is new with the same schema. What is stored keeps the old name, and what subscribed to it gets nothing more. If only the Rust type was renamed, write `#[event(type = \"{}\")]`",
                     label(old),
@@ -241,11 +241,10 @@ impl Catalogue {
             (handler.group.clone(), handler.name.clone())
         });
         for old in gone {
-            let says_so = new
-                .iter()
-                .position(|new| new.group == old.group && new.formerly.contains(&old.name));
-            if let Some(index) = says_so {
-                let new = new.remove(index);
+            let says_so = take_nearest(&mut new, &old.name, |new| {
+                (new.group == old.group && new.formerly.contains(&old.name)).then_some(&new.name)
+            });
+            if let Some(new) = says_so {
                 texts.push(format!(
                     "handler {} is `{}` now, as `formerly` says: its messages go with it",
                     label(old),
@@ -253,21 +252,22 @@ impl Catalogue {
                 ));
                 continue;
             }
-            let alike = |new: &&HandlerEntry| new.event == old.event;
-            let renamed = new
-                .iter()
-                .position(|new| alike(new) && new.group == old.group);
-            let moved = new
-                .iter()
-                .position(|new| alike(new) && new.name == old.name);
-            texts.push(if let Some(index) = renamed {
-                let new = new.remove(index);
+            let renamed = take_nearest(&mut new, &old.name, |new| {
+                (new.event == old.event && new.group == old.group).then_some(&new.name)
+            });
+            let regrouped = if renamed.is_some() {
+                None
+            } else {
+                take_nearest(&mut new, &old.group, |new| {
+                    (new.event == old.event && new.name == old.name).then_some(&new.group)
+                })
+            };
+            texts.push(if let Some(new) = renamed {
                 format!(
                     "handler {} is gone, and `{}` is new for the same event. If it is the same handler, write `formerly = \"{}\"`, or `name = \"{}\"` to keep the name: else what waits for `{}` stays where it is",
                     label(old), new.name, old.name, old.name, old.name
                 )
-            } else if let Some(index) = moved {
-                let new = new.remove(index);
+            } else if let Some(new) = regrouped {
                 format!(
                     "handler {} is in group `{}` now: what waits for it in group `{}` stays where it is, and nobody handles it",
                     label(old), new.group, old.group
@@ -314,11 +314,15 @@ impl Catalogue {
             (&a.expression, &a.time_zone) == (&b.expression, &b.time_zone)
         };
         for old in gone {
-            let renamed = new
-                .iter()
-                .position(|new| new.formerly.contains(&old.name))
-                .or_else(|| new.iter().position(|new| same_time(old, new)));
-            texts.push(match renamed.map(|index| new.remove(index)) {
+            let says_so = take_nearest(&mut new, &old.name, |new| {
+                new.formerly.contains(&old.name).then_some(&new.name)
+            });
+            let renamed = says_so.or_else(|| {
+                take_nearest(&mut new, &old.name, |new| {
+                    same_time(old, new).then_some(&new.name)
+                })
+            });
+            texts.push(match renamed {
                 Some(new) if new.formerly.contains(&old.name) => format!(
                     "scheduled task `{}` is `{}` now, as `formerly` says: its history goes with it",
                     old.name, new.name
@@ -370,6 +374,21 @@ struct Compared<'a, T> {
     gone: Vec<&'a T>,
     new: Vec<&'a T>,
     both: Vec<(&'a T, &'a T)>,
+}
+
+/// Takes out of `new` what the old entry most likely is now: of those that have a `name` the one whose is
+/// most like the old one.
+fn take_nearest<'a, T>(
+    new: &mut Vec<&'a T>,
+    old: &str,
+    name: impl Fn(&'a T) -> Option<&'a String>,
+) -> Option<&'a T> {
+    let likeness =
+        |entry: &&'a T| name(entry).map(|name| strsim::normalized_damerau_levenshtein(old, name));
+    let alike = new.iter().enumerate();
+    let alike = alike.filter_map(|(index, entry)| Some((likeness(entry)?, index)));
+    let (_, index) = alike.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    Some(new.remove(index))
 }
 
 fn compare<'a, T, K: Ord>(old: &'a [T], new: &'a [T], key: impl Fn(&T) -> K) -> Compared<'a, T> {

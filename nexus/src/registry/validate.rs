@@ -300,6 +300,274 @@ fn check_schedules(parts: &Parts<'_>, found: &mut Found) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        handler::Outcome,
+        registry::{HandlerOptions, TaskPayload},
+    };
+
+    const fn at(line: u32) -> Origin {
+        Origin::new("shop::item", "shop/src/lib.rs", line)
+    }
+
+    const fn event(event_type: &'static str, version: u32, line: u32) -> EventDescriptor {
+        EventDescriptor {
+            meta: EventMeta {
+                event_type,
+                version,
+                origin: at(line),
+            },
+            schema: schemars::Schema::default,
+        }
+    }
+
+    static PAID: EventDescriptor = event("order.paid", 1, 1);
+
+    const fn handler(name: &'static str, line: u32) -> HandlerDescriptor {
+        HandlerDescriptor {
+            name,
+            group: None,
+            formerly: &[],
+            origin: at(line),
+            trigger: Trigger::Event(&PAID),
+            batch: false,
+            uses_tx: false,
+            options: HandlerOptions {
+                max_attempts: None,
+                backoff: None,
+                timeout: None,
+                concurrency: None,
+            },
+            requires: |_| {},
+            call: |_| Box::pin(async { Ok(Outcome::default()) }),
+        }
+    }
+
+    const fn schedule(expression: &'static str) -> CronDescriptor {
+        CronDescriptor {
+            expression,
+            time_zone: None,
+            misfire: None,
+            grace: None,
+        }
+    }
+
+    const fn function(
+        name: &'static str,
+        expression: &'static str,
+        line: u32,
+    ) -> HandlerDescriptor {
+        HandlerDescriptor {
+            trigger: Trigger::Cron(schedule(expression)),
+            ..handler(name, line)
+        }
+    }
+
+    const fn task(name: &'static str, line: u32) -> TaskDescriptor {
+        TaskDescriptor {
+            name,
+            formerly: &[],
+            origin: at(line),
+            schedule: schedule("@daily"),
+            event: &PAID,
+            payload: |_| {
+                Ok(TaskPayload {
+                    text: "null".to_owned(),
+                    key: None,
+                })
+            },
+        }
+    }
+
+    fn problems(
+        handlers: &[&'static HandlerDescriptor],
+        events: &[&'static EventDescriptor],
+        tasks: &[&'static TaskDescriptor],
+    ) -> Vec<String> {
+        let problems = validate(&Parts {
+            app: "shop",
+            handlers,
+            events,
+            tasks,
+            states: &StateMap::default(),
+            now: Timestamp::UNIX_EPOCH,
+            max_payload_bytes: 1000,
+        });
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_app_whose_parts_fit_has_no_problem() {
+        static HANDLERS: [HandlerDescriptor; 2] = [
+            HandlerDescriptor {
+                formerly: &["send"],
+                ..handler("ship", 1)
+            },
+            function("nightly", "@daily", 2),
+        ];
+        static TASKS: [TaskDescriptor; 1] = [task("hourly", 3)];
+        let handlers: Vec<_> = HANDLERS.iter().collect();
+        assert_eq!(problems(&handlers, &[&PAID], &[&TASKS[0]]), [""; 0]);
+    }
+
+    #[test]
+    fn events_of_one_type_and_version_and_reserved_types_are_found() {
+        static EVENTS: [EventDescriptor; 4] = [
+            event("order.paid", 1, 10),
+            event("order.paid", 1, 20),
+            event("order.paid", 2, 30),
+            event("tick.mine", 1, 40),
+        ];
+        let events: Vec<_> = EVENTS.iter().collect();
+        assert_eq!(
+            problems(&[], &events, &[]),
+            [
+                "event type `order.paid` version 1 is declared by `shop::item` (shop/src/lib.rs:10) and by `shop::item` (shop/src/lib.rs:20): give one of them another `type` or `version`",
+                "event type `tick.mine` is declared by `shop::item` (shop/src/lib.rs:40): `tick.` is kept for the ticks of `#[cron]` functions, write another `type`",
+            ]
+        );
+    }
+
+    #[test]
+    fn names_that_stand_for_two_things_are_found() {
+        static HANDLERS: [HandlerDescriptor; 6] = [
+            handler("ship", 1),
+            handler("ship", 2),
+            // In another group it is another handler.
+            HandlerDescriptor {
+                group: Some("billing"),
+                ..handler("ship", 3)
+            },
+            // A task's name is unique whatever its group.
+            function("nightly", "@daily", 4),
+            HandlerDescriptor {
+                group: Some("billing"),
+                ..function("nightly", "@daily", 5)
+            },
+            function("hourly", "@hourly", 6),
+        ];
+        static TASKS: [TaskDescriptor; 1] = [task("hourly", 7)];
+        let handlers: Vec<_> = HANDLERS.iter().collect();
+        assert_eq!(
+            problems(&handlers, &[], &[&TASKS[0]]),
+            [
+                "handler `ship` of group `shop` is declared by `shop::item` (shop/src/lib.rs:1) and by `shop::item` (shop/src/lib.rs:2): give one of them another `name` or `group`",
+                "scheduled task `nightly` is declared by `shop::item` (shop/src/lib.rs:4) and by `shop::item` (shop/src/lib.rs:5): its name is unique in the namespace, give one of them another `name`",
+                "scheduled task `hourly` is declared by `shop::item` (shop/src/lib.rs:6) and by `shop::item` (shop/src/lib.rs:7): its name is unique in the namespace, give one of them another `name`",
+            ]
+        );
+    }
+
+    #[test]
+    fn former_names_that_are_in_use_or_claimed_twice_are_found() {
+        static HANDLERS: [HandlerDescriptor; 6] = [
+            HandlerDescriptor {
+                formerly: &["ship", "pack"],
+                ..handler("ship", 1)
+            },
+            HandlerDescriptor {
+                formerly: &["ship", "wrap"],
+                ..handler("send", 2)
+            },
+            HandlerDescriptor {
+                formerly: &["wrap"],
+                ..handler("dispatch", 3)
+            },
+            // In another group it is another name.
+            HandlerDescriptor {
+                group: Some("billing"),
+                formerly: &["ship"],
+                ..handler("bill", 4)
+            },
+            function("nightly", "@daily", 5),
+            HandlerDescriptor {
+                formerly: &["evenly"],
+                ..function("early", "@daily", 6)
+            },
+        ];
+        static TASKS: [TaskDescriptor; 2] = [
+            TaskDescriptor {
+                formerly: &["nightly"],
+                ..task("report", 7)
+            },
+            TaskDescriptor {
+                formerly: &["evenly"],
+                ..task("even", 8)
+            },
+        ];
+        let handlers: Vec<_> = HANDLERS.iter().collect();
+        let tasks: Vec<_> = TASKS.iter().collect();
+        let item = |line: u32| format!("`shop::item` (shop/src/lib.rs:{line})");
+        assert_eq!(
+            problems(&handlers, &[], &tasks),
+            [
+                format!(
+                    "handler `ship` says that it was formerly `ship`, in {}: take that name out of `formerly`",
+                    item(1)
+                ),
+                format!(
+                    "{} says that it was formerly `ship`, which is the handler of {} now: take that name out of `formerly`, or give {} another `name`",
+                    item(2),
+                    item(1),
+                    item(1)
+                ),
+                format!(
+                    "{} and {} both say that they were formerly the handler `ship`: what waits for it can go to one of them only",
+                    item(1),
+                    item(2)
+                ),
+                format!(
+                    "{} and {} both say that they were formerly the handler `wrap`: what waits for it can go to one of them only",
+                    item(2),
+                    item(3)
+                ),
+                format!(
+                    "{} says that it was formerly `nightly`, which is the scheduled task of {} now: take that name out of `formerly`, or give {} another `name`",
+                    item(7),
+                    item(5),
+                    item(5)
+                ),
+                format!(
+                    "{} and {} both say that they were formerly the scheduled task `evenly`: what waits for it can go to one of them only",
+                    item(6),
+                    item(8)
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn schedules_that_never_come_due_and_events_that_cannot_be_emitted_are_found() {
+        static HANDLERS: [HandlerDescriptor; 2] = [
+            function("never", "0 0 31 2 *", 1),
+            HandlerDescriptor {
+                trigger: Trigger::Cron(CronDescriptor {
+                    time_zone: Some("Europe/Berln"),
+                    ..schedule("@daily")
+                }),
+                ..handler("nowhere", 2)
+            },
+        ];
+        static TASKS: [TaskDescriptor; 1] = [TaskDescriptor {
+            payload: |limit| {
+                Err(crate::event::EncodeError::TooLarge {
+                    event_type: "order.paid".to_owned(),
+                    bytes: limit + 1,
+                    limit,
+                })
+            },
+            ..task("large", 3)
+        }];
+        let handlers: Vec<_> = HANDLERS.iter().collect();
+        let problems = problems(&handlers, &[], &[&TASKS[0]]);
+        assert_eq!(problems.len(), 3, "{problems:#?}");
+        assert_eq!(
+            problems[0],
+            "cron expression `0 0 31 2 *` never comes due again, in `shop::item` (shop/src/lib.rs:1)"
+        );
+        assert!(problems[1].contains("`Europe/Berln`") && problems[1].contains("lib.rs:2"));
+        assert!(problems[2].starts_with("scheduled task `large` cannot emit its event: "));
+        assert!(problems[2].ends_with("in `shop::item` (shop/src/lib.rs:3)"));
+    }
 
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest_and_with_all() {

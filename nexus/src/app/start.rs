@@ -138,24 +138,19 @@ pub(super) fn environment(variable: &str) -> Option<String> {
     Some(value.to_string_lossy().into_owned())
 }
 
-/// One line that says what was collected: a crate that was not linked is missing here.
+/// One line that says how much was collected from which crates, so that one that was not linked is missed;
+/// and what it was, a line each.
 fn log_collected(app: &App, node: &str, namespace: &str, database: &Database) {
-    let mut crates: Vec<&str> = app
-        .handlers
-        .iter()
-        .map(|handler| handler.origin.crate_name)
-        .collect();
-    crates.sort_unstable();
-    crates.dedup();
+    let description = app.describe();
     tracing::info!(
         app = app.name,
         namespace,
         node,
         database = database.target(),
-        "collected {} handlers, {} event types and {} tasks that emit from crates {}",
-        app.handlers.len(),
-        app.events.len(),
-        app.tasks.len(),
-        crates.join(", ")
+        "collected {}",
+        description.summary()
     );
+    for line in description.lines() {
+        tracing::debug!("collected {line}");
+    }
 }

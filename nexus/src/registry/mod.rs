@@ -11,7 +11,7 @@ pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
 pub use explicit::{CronItem, Derived, Initial};
 pub use validate::{Problem, Problems};
-pub(crate) use validate::{tick_event_type, validate};
+pub(crate) use validate::{Parts, known, tick_event_type, validate};
 
 use std::time::Duration;
 

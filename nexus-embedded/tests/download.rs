@@ -308,6 +308,28 @@ fn a_cache_that_cannot_be_written() {
 }
 
 #[test]
+fn as_root_a_cache_that_others_cannot_enter() {
+    if !is_root() {
+        return; // Nobody is switched to.
+    }
+    let folder = Folder::new();
+    let github = GitHub::start(&folder, &Release::of(archive(&folder, "", &[])));
+    let closed = folder.path().join("closed");
+    fs::create_dir(&closed).expect("a folder");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("a folder");
+    let cause = refused(&folder, &github, &closed.join("cache"));
+    assert!(
+        cause.starts_with("user '")
+            && cause.ends_with(&format!(
+                "' cannot enter {}: set NEXUS_PG_CACHE to a folder it can reach",
+                closed.display()
+            )),
+        "{cause}"
+    );
+    assert_eq!(github.asked(), 0);
+}
+
+#[test]
 fn a_full_disk_leaves_nothing() {
     let folder = Folder::new();
     let cache = folder.path().join("cache");

@@ -102,6 +102,18 @@ pub enum StartError {
     /// The schema is not what this build needs and could not be brought there.
     #[error("could not prepare the schema")]
     Schema(#[source] MigrateError),
+    /// The embedded database was made by a build in development that had another text of a migration.
+    /// Delete the folder to start empty; what was in the database is lost.
+    #[error(
+        "migration {migration} was applied to the embedded database as another file than this build has: stop what uses it and delete {} to start empty",
+        .folder.display()
+    )]
+    EmbeddedSchema {
+        /// The file, without `.up.sql`.
+        migration: &'static str,
+        /// The folder of the cluster.
+        folder: std::path::PathBuf,
+    },
     /// The name of a namespace or group cannot name a queue.
     #[error("{reason}")]
     Name {

@@ -1,8 +1,10 @@
 use std::{
     any::Any,
+    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
 
+use nexus_migrations::MigrateError;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +38,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     };
     let database = Database::from_url(&url, source)?;
     database.migrate().await.map_err(|error| match error {
-        ConnectError::Schema(error) => StartError::Schema(error),
+        ConnectError::Schema(error) => unusable_schema(error, embedded.as_ref()),
         other => StartError::Connect(other),
     })?;
     let pool = database.pool(config.pool_size).await?;
@@ -102,11 +104,22 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
 /// or beats with.
 const OWN_CONNECTIONS: u32 = 4;
 
+/// Names the folder to delete, where the data are development data in a folder of ours.
+fn unusable_schema(error: MigrateError, embedded: Option<&Embedded>) -> StartError {
+    match (embedded.and_then(Embedded::folder), error) {
+        (Some(folder), MigrateError::Edited { name }) => StartError::EmbeddedSchema {
+            migration: name,
+            folder,
+        },
+        (_, error) => StartError::Schema(error),
+    }
+}
+
 /// The database that is started when no URL is given.
 struct Embedded {
     url: String,
     #[cfg(feature = "embedded")]
-    _server: nexus_embedded::Source,
+    server: nexus_embedded::Source,
 }
 
 impl Embedded {
@@ -121,7 +134,7 @@ impl Embedded {
         tracing::info!("{server}");
         Ok(Self {
             url: server.url(),
-            _server: server,
+            server,
         })
     }
 
@@ -129,6 +142,23 @@ impl Embedded {
     #[expect(clippy::unused_async, reason = "it is, with the feature")]
     async fn start() -> Result<Self, StartError> {
         Err(StartError::NoDatabase)
+    }
+
+    /// All there is of it on disk.
+    #[cfg(feature = "embedded")]
+    fn folder(&self) -> Option<PathBuf> {
+        match &self.server {
+            nexus_embedded::Source::Embedded(server) => {
+                server.data_folder().parent().map(Into::into)
+            }
+            _ => None,
+        }
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    #[expect(clippy::unused_self, reason = "it is used, with the feature")]
+    fn folder(&self) -> Option<PathBuf> {
+        None
     }
 }
 

@@ -6,12 +6,7 @@ use std::{
     time::Duration,
 };
 
-use nexus::{
-    __private::{HANDLERS, HandlerDescriptor, Trigger, linkme},
-    StartError,
-    prelude::*,
-    testing::TestDatabase,
-};
+use nexus::{StartError, prelude::*, testing::TestDatabase};
 use nexus_tests::{until, within};
 use sqlx::PgPool;
 use tokio::sync::{Notify, mpsc};
@@ -52,8 +47,14 @@ async fn send_order(order: OrderPaid, saw: State<Saw>, gate: State<Gate>) {
 }
 
 /// As the new build has it.
-#[handler(name = "template")]
+#[handler(formerly = "send_order")]
 async fn ship_order(order: OrderPaid, saw: State<Saw>) {
+    let _ = saw.send(("new", order.number));
+}
+
+/// As the build after it has it.
+#[handler(formerly = ["ship_order", "send_order"])]
+async fn dispatch_order(order: OrderPaid, saw: State<Saw>) {
     let _ = saw.send(("new", order.number));
 }
 
@@ -66,7 +67,7 @@ async fn charge(order: Envelope<OrderPaid>, keys: State<Keys>) -> nexus::Result 
     Err(Error::snooze(Duration::ZERO))
 }
 
-#[handler(name = "template_of_charge")]
+#[handler(formerly = "charge")]
 async fn charge_card(order: Envelope<OrderPaid>, keys: State<Keys>, saw: State<Saw>) {
     keys.0.lock().unwrap().push(order.delivery_key());
     let _ = saw.send(("charged", order.number));
@@ -77,7 +78,7 @@ async fn nightly(saw: State<Saw>) {
     let _ = saw.send(("old nightly", 0));
 }
 
-#[cron("@daily", name = "template_of_nightly")]
+#[cron("@daily", formerly = "nightly")]
 async fn tidy_up(tick: Tick, saw: State<Saw>) {
     assert!(tick.due_at() <= jiff_now());
     let _ = saw.send(("new nightly", 0));
@@ -88,36 +89,11 @@ fn jiff_now() -> nexus::jiff::Timestamp {
     nexus::jiff::Timestamp::now() + nexus::jiff::SignedDuration::from_secs(60)
 }
 
-#[handler(name = "template_of_refund")]
+/// Claims the name of a handler that wants another event.
+#[handler(formerly = "send_order")]
 async fn refund(refunded: OrderRefunded, saw: State<Saw>) {
     let _ = saw.send(("refunded", refunded.number));
 }
-
-const PAID: Trigger = Trigger::Event(<OrderPaid as Event>::DESCRIPTOR);
-
-/// Registers a handler under another name, with names that it had before.
-macro_rules! renamed {
-    ($registration:ident: $name:literal, formerly $formerly:expr, $trigger:expr, like $like:expr) => {
-        #[linkme::distributed_slice(HANDLERS)]
-        #[linkme(crate = linkme)]
-        static $registration: &HandlerDescriptor = &HandlerDescriptor {
-            name: $name,
-            formerly: &$formerly,
-            trigger: $trigger,
-            ..*$like
-        };
-    };
-}
-
-renamed!(SHIP: "ship_order", formerly ["send_order"], PAID, like __nexus_handler_ship_order);
-renamed!(DISPATCH: "dispatch_order", formerly ["ship_order", "send_order"], PAID, like __nexus_handler_ship_order);
-renamed!(CHARGE: "charge_card", formerly ["charge"], PAID, like __nexus_handler_charge_card);
-renamed!(REFUND: "refund", formerly ["send_order"], Trigger::Event(<OrderRefunded as Event>::DESCRIPTOR), like __nexus_handler_refund);
-renamed!(TIDY: "tidy_up", formerly ["nightly"], match __nexus_handler_tidy_up.trigger {
-    Trigger::Cron(nexus::__private::CronDescriptor { expression, time_zone, misfire, grace }) =>
-        Trigger::Cron(nexus::__private::CronDescriptor { expression, time_zone, misfire, grace }),
-    Trigger::Event(event) => Trigger::Event(event),
-}, like __nexus_handler_tidy_up);
 
 fn build(database: &TestDatabase, handlers: &[&str], saw: &Saw) -> App {
     App::discover()

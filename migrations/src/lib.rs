@@ -52,6 +52,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     4 "0004_emit",
     5 "0005_schedules",
     6 "0006_maintenance",
+    7 "0007_renames",
 ];
 
 /// The version that this build works with.

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::account;
-use crate::{Error, Options};
+use crate::cache::Cache;
+use crate::{Error, NoDownload, Options};
 
 const OLDEST_MAJOR: u32 = 15;
 
@@ -32,17 +33,53 @@ pub(crate) fn find(options: &Options) -> Result<Binaries, Error> {
         let folder = PathBuf::from(folder);
         return examine(&folder).map_err(|reason| Error::Binaries { folder, reason });
     }
-    if let Some(folders) = &options.search_in {
-        let looked_in = folders.iter().map(|folder| folder.display().to_string());
-        newest(looked_in.collect(), folders.clone())
+    let mut looked_in = Vec::new();
+    let found = if let Some(folders) = &options.search_in {
+        looked_in.extend(folders.iter().map(|folder| folder.display().to_string()));
+        newest(&mut looked_in, folders.clone())
     } else {
-        let looked_in = ["PATH", "pg_config --bindir"].iter().chain(&USUAL_PLACES);
-        newest(looked_in.map(ToString::to_string).collect(), everywhere())
+        let places = ["PATH", "pg_config --bindir"].iter().chain(&USUAL_PLACES);
+        looked_in.extend(places.map(ToString::to_string));
+        newest(&mut looked_in, everywhere())
+    };
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    let cache = Cache::locate()?;
+    if let Some(cache) = &cache {
+        looked_in.push(cache.folder.display().to_string());
+    }
+    cached(options, cache.as_ref()).map_err(|download| Error::NotFound {
+        looked_in,
+        download,
+    })
+}
+
+/// What was downloaded before, or is now.
+fn cached(options: &Options, cache: Option<&Cache>) -> Result<Binaries, NoDownload> {
+    if let Some(cache) = cache
+        && let Some(found) = cache.find(options.download_major)?
+    {
+        return Ok(found);
+    }
+    #[cfg(not(feature = "download"))]
+    return Err(NoDownload::NotBuilt);
+    #[cfg(feature = "download")]
+    {
+        let forbids = |value: std::ffi::OsString| !value.is_empty() && value != "0";
+        if options.offline || env::var_os("NEXUS_PG_OFFLINE").is_some_and(forbids) {
+            return Err(NoDownload::Forbidden);
+        }
+        let cache = cache.ok_or_else(|| NoDownload::Failed {
+            cause: "this user has no home to keep it in; set NEXUS_PG_CACHE to a folder".to_owned(),
+        })?;
+        crate::download::download(cache, options.download_major)
     }
 }
 
 /// The newest of the `folders`; of equals the first, as what is in `PATH` is what the user works with.
-fn newest(mut looked_in: Vec<String>, folders: Vec<PathBuf>) -> Result<Binaries, Error> {
+/// Adds to `looked_in` what is wrong with the others.
+fn newest(looked_in: &mut Vec<String>, folders: Vec<PathBuf>) -> Option<Binaries> {
     let mut seen = Vec::new();
     let mut best: Option<Binaries> = None;
     for folder in folders {
@@ -66,7 +103,7 @@ fn newest(mut looked_in: Vec<String>, folders: Vec<PathBuf>) -> Result<Binaries,
             Err(reason) => looked_in.push(format!("{} ({reason})", folder.display())),
         }
     }
-    best.ok_or(Error::NotFound { looked_in })
+    best
 }
 
 fn everywhere() -> Vec<PathBuf> {
@@ -111,7 +148,7 @@ fn expand(pattern: &str) -> Vec<PathBuf> {
 }
 
 /// The PostgreSQL in `folder`, or what is wrong with it.
-fn examine(folder: &Path) -> Result<Binaries, String> {
+pub(crate) fn examine(folder: &Path) -> Result<Binaries, String> {
     let folder = std::path::absolute(folder).map_err(|error| error.to_string())?;
     for program in ["initdb", "postgres"] {
         if !folder.join(program).is_file() {
@@ -169,7 +206,7 @@ mod tests {
     fn takes_the_newest_that_is_not_too_old() {
         let fakes = [fake("14.20"), fake("15.3"), fake("18beta1"), fake("16.9")];
         let folders: Vec<PathBuf> = fakes.iter().map(|fake| fake.path().to_owned()).collect();
-        let found = newest(Vec::new(), folders.clone()).expect("three of them are new enough");
+        let found = newest(&mut Vec::new(), folders.clone()).expect("three of them are new enough");
         assert_eq!(
             (found.major, found.folder),
             (18, folders[2].canonicalize().expect("it exists"))
@@ -184,9 +221,13 @@ mod tests {
             strange.path().to_owned(),
             PathBuf::from("/nowhere"),
         ];
-        let error = newest(vec!["PATH".to_owned()], folders)
-            .expect_err("none is usable")
-            .to_string();
+        let mut looked_in = vec!["PATH".to_owned()];
+        assert_eq!(newest(&mut looked_in, folders), None);
+        let error = Error::NotFound {
+            looked_in,
+            download: NoDownload::Forbidden,
+        };
+        let error = error.to_string();
         assert!(
             error.starts_with("no PostgreSQL 15 or newer found. Looked in: PATH, "),
             "{error}"

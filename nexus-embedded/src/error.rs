@@ -41,6 +41,8 @@ pub enum Error {
     NotFound {
         /// Where it was looked for, and what was found that cannot be used.
         looked_in: Vec<String>,
+        /// Why none was downloaded.
+        download: NoDownload,
     },
     /// `NEXUS_PG_BIN` names a folder without a usable PostgreSQL; correct or unset it.
     Binaries {
@@ -132,6 +134,33 @@ pub enum Error {
     },
 }
 
+/// Why no PostgreSQL was downloaded where none was found. Nothing of it is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoDownload {
+    /// This program was built without the feature `download`; turn it on.
+    NotBuilt,
+    /// `NEXUS_PG_OFFLINE` or [`Options::offline`](crate::Options::offline) forbids it; allow it.
+    Forbidden,
+    /// It was tried; the cause says what to do where something can be done.
+    Failed {
+        /// What went wrong.
+        cause: String,
+    },
+}
+
+impl fmt::Display for NoDownload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotBuilt => f.write_str("this program cannot download one"),
+            Self::Forbidden => {
+                f.write_str("a download is forbidden by NEXUS_PG_OFFLINE or by the program")
+            }
+            Self::Failed { cause } => write!(f, "download failed: {cause}"),
+        }
+    }
+}
+
 impl Error {
     /// For `map_err`: names what was attempted.
     #[cfg(unix)]
@@ -157,12 +186,17 @@ impl fmt::Display for Error {
             Self::Embedded { log, cause } => {
                 write!(f, "the embedded PostgreSQL is not usable: {cause}. Its log: {}", log.display())
             }
-            Self::NotFound { looked_in } => write!(
+            Self::NotFound { looked_in, download } => write!(
                 f,
-                "no PostgreSQL 15 or newer found. Looked in: {}. Do one of: set DATABASE_URL; \
+                "no PostgreSQL 15 or newer found. Looked in: {}; {download}. Do one of: set DATABASE_URL; \
                  set NEXUS_PG_BIN to a folder with initdb and postgres; install PostgreSQL \
-                 (Debian: apt-get install postgresql, macOS: brew install postgresql@18)",
-                looked_in.join(", ")
+                 (Debian: apt-get install postgresql, macOS: brew install postgresql@18){}",
+                looked_in.join(", "),
+                match download {
+                    NoDownload::NotBuilt => "; turn on the feature `download` of nexus to have one downloaded",
+                    NoDownload::Forbidden => "; unset NEXUS_PG_OFFLINE to have one downloaded",
+                    NoDownload::Failed { .. } => "",
+                }
             ),
             Self::Binaries { folder, reason } => write!(
                 f,

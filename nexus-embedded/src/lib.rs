@@ -7,8 +7,12 @@
 //! 2. An embedded server run by the binaries in `NEXUS_PG_BIN`, a folder with `initdb` and `postgres`.
 //! 3. An embedded server run by the newest PostgreSQL found on this machine, 15 or newer: in `PATH`,
 //!    where `pg_config` points, and where Debian, Red Hat, Homebrew and Postgres.app install it.
+//! 4. One run by a PostgreSQL that was downloaded before, of major version 18
+//!    ([`Options::download_major`]).
+//! 5. One run by a PostgreSQL that is downloaded now, with the feature `download`.
 //!
-//! Whichever it is, it ends in a connection string. Nothing is downloaded.
+//! Whichever it is, it ends in a connection string. When none of them is to be had, [`Error::NotFound`]
+//! lists where was looked and what to do.
 //!
 //! ```no_run
 //! use nexus_embedded::{Options, resolve};
@@ -36,6 +40,42 @@
 //! The project is the nearest folder, from the current one upwards, that holds `Cargo.lock` or
 //! `.git`; without one, the current folder.
 //!
+//! # Downloads
+//!
+//! With the feature `download` (on by default here, off in `nexus`), a machine without PostgreSQL
+//! gets one: the newest release of the major version, from
+//! <https://github.com/theseus-rs/postgresql-binaries>. Its checksum is compared before anything of
+//! it is unpacked or run; what has none, or another one, is not used. It is kept in the cache, where
+//! every program of this user finds it, with or without the feature, and is not renewed. Many
+//! processes that need one at once download one. It is given up after 10 minutes.
+//!
+//! | | Cache |
+//! |---|---|
+//! | `NEXUS_PG_CACHE` set | that folder |
+//! | as root | `/var/cache/nexus/pg`, on macOS `/Library/Caches/nexus/pg`: root's home is closed to the user that PostgreSQL runs as |
+//! | `XDG_CACHE_HOME` set | `$XDG_CACHE_HOME/nexus/pg` |
+//! | else | `~/.cache/nexus/pg`, on macOS `~/Library/Caches/nexus/pg` |
+//!
+//! A folder in it is named `<version>-<platform>`. To clear the cache, or to have a newer release
+//! downloaded, delete it while no server runs from it.
+//!
+//! Proxies are taken from `HTTPS_PROXY` and the like. A `GITHUB_TOKEN` in the environment is sent
+//! to GitHub, which answers more questions an hour to those it knows. The download sets the default
+//! cryptography of `rustls` for this process, where none was set.
+//!
+//! Tests download from a stand-in that answers for GitHub; GitHub itself, and what is released
+//! there, is not part of them.
+//!
+//! # Variables
+//!
+//! | Variable | Is |
+//! |---|---|
+//! | `CORE_DATABASE_URL`, `DATABASE_URL` | the database to use instead of an embedded one |
+//! | `NEXUS_PG_BIN` | the folder of the PostgreSQL to run; nothing else is tried |
+//! | `NEXUS_PG_DATA` | the folder for data |
+//! | `NEXUS_PG_CACHE` | the folder for what was downloaded |
+//! | `NEXUS_PG_OFFLINE` | forbids downloads, unless it is empty or `0` |
+//!
 //! # Sharing
 //!
 //! Every [`Server`] that names the same folder shares one PostgreSQL, across threads and processes:
@@ -62,9 +102,13 @@ mod source;
 #[cfg(unix)]
 mod account;
 #[cfg(unix)]
+mod cache;
+#[cfg(unix)]
 mod cluster;
 #[cfg(unix)]
 mod discovery;
+#[cfg(all(unix, feature = "download"))]
+mod download;
 #[cfg(unix)]
 mod place;
 #[cfg(unix)]
@@ -72,7 +116,7 @@ mod process;
 #[cfg(unix)]
 mod watcher;
 
-pub use error::Error;
+pub use error::{Error, NoDownload};
 pub use options::Options;
 pub use server::{DEFAULT_DATABASE, Server};
 pub use source::{Source, resolve};

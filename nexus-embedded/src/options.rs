@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// The newest that nexus supports.
+const DEFAULT_MAJOR: u32 = 18;
+
 /// Which embedded server to use, and how.
 ///
 /// Start from [`Options::dev`] or [`Options::test`]; the crate documentation compares them.
@@ -16,12 +19,20 @@ use std::time::Duration;
 /// let options = Options::test().grace(Duration::from_secs(5));
 /// ```
 #[derive(Debug, Clone)]
+#[cfg_attr(
+    not(all(unix, feature = "download")),
+    allow(
+        dead_code,
+        reason = "without a server, or a download, there is less to choose"
+    )
+)]
 pub struct Options {
-    #[cfg_attr(not(unix), expect(dead_code, reason = "there is no server to choose"))]
     pub(crate) profile: Profile,
     pub(crate) data_folder: Option<PathBuf>,
     pub(crate) grace: Duration,
     pub(crate) search_in: Option<Vec<PathBuf>>,
+    pub(crate) download_major: u32,
+    pub(crate) offline: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +65,8 @@ impl Options {
             data_folder: None,
             grace,
             search_in: None,
+            download_major: DEFAULT_MAJOR,
+            offline: false,
         }
     }
 
@@ -76,12 +89,30 @@ impl Options {
         self
     }
 
-    /// Looks for PostgreSQL in these folders and nowhere else. `NEXUS_PG_BIN` still wins.
+    /// Looks for PostgreSQL in these folders, and not where installers put it.
     ///
-    /// For programs that bring their own PostgreSQL. Each folder is a `bin` folder.
+    /// Each folder is a `bin` folder. `NEXUS_PG_BIN` still comes first, the cache and a download
+    /// after them. A program that brings its own PostgreSQL adds [`offline`](Self::offline). No
+    /// folder at all means: what is downloaded, whatever the machine has.
     #[must_use]
     pub fn search_in(mut self, folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.search_in = Some(folders.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The major version to take from the cache or to download where none is found; default 18.
+    ///
+    /// Of it the newest release is downloaded, and then kept: what is in the cache is not renewed.
+    #[must_use]
+    pub fn download_major(mut self, major: u32) -> Self {
+        self.download_major = major;
+        self
+    }
+
+    /// Downloads nothing, as with `NEXUS_PG_OFFLINE=1`. What was downloaded before is used.
+    #[must_use]
+    pub fn offline(mut self) -> Self {
+        self.offline = true;
         self
     }
 }

@@ -31,12 +31,32 @@ fn said_with(folder: &Folder, binaries: &Path, profile: &str) -> String {
 #[test]
 fn nothing_found() {
     let folder = Folder::new();
-    let error = failure(&dev(&folder).search_in(["/nowhere/bin", "/elsewhere/bin"]));
+    let cache = folder.path().join("cache");
+    let mut command = folder.other_process();
+    command
+        .env("NEXUS_PG_CACHE", &cache)
+        .env("NEXUS_PG_OFFLINE", "1")
+        .env("NEXUS_TEST_SEARCH_IN", "/nowhere/bin:/elsewhere/bin");
+    // Whether it could be is not asked where it is forbidden.
+    let (reason, way_out) = if cfg!(feature = "download") {
+        (
+            "a download is forbidden by NEXUS_PG_OFFLINE or by the program",
+            "unset NEXUS_PG_OFFLINE to have one downloaded",
+        )
+    } else {
+        (
+            "this program cannot download one",
+            "turn on the feature `download` of nexus to have one downloaded",
+        )
+    };
     assert_eq!(
-        error.to_string(),
-        "no PostgreSQL 15 or newer found. Looked in: /nowhere/bin, /elsewhere/bin. Do one of: set DATABASE_URL; \
-         set NEXUS_PG_BIN to a folder with initdb and postgres; install PostgreSQL \
-         (Debian: apt-get install postgresql, macOS: brew install postgresql@18)"
+        spawn(command).end(),
+        format!(
+            "failed no PostgreSQL 15 or newer found. Looked in: /nowhere/bin, /elsewhere/bin, {}; {reason}. \
+             Do one of: set DATABASE_URL; set NEXUS_PG_BIN to a folder with initdb and postgres; \
+             install PostgreSQL (Debian: apt-get install postgresql, macOS: brew install postgresql@18); {way_out}",
+            cache.display()
+        )
     );
 }
 

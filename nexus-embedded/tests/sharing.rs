@@ -218,6 +218,35 @@ fn a_killed_server_is_replaced() {
 }
 
 #[test]
+fn what_was_committed_outlives_a_killed_server_and_its_watcher() {
+    let folder = Folder::new();
+    let options = nexus_embedded::Options::dev()
+        .data_folder(folder.path())
+        .grace(GRACE);
+    let first = Server::start(&options).expect("it starts");
+    query(&first, "create table kept as select 42 as answer");
+    let pid = folder.server().expect("it runs");
+    folder.kill_watcher();
+    kill(pid);
+    eventually("the server is dead", || !is_alive(pid));
+    let url = first.url("nexus");
+    let socket = url.split(['=', '&']).nth(1).expect("a folder");
+    let stale = [
+        folder.cluster().join("data/postmaster.pid"),
+        std::path::Path::new(socket).join(".s.PGSQL.5432"),
+    ];
+    assert!(stale.iter().all(|file| file.exists()), "{stale:?}");
+
+    let second = Server::start(&options).expect("it starts again");
+    assert!(second.was_started());
+    assert_eq!(second.url("nexus"), url);
+    assert_eq!(query(&second, "select answer from kept"), "42");
+    // And the new one is watched.
+    drop((first, second));
+    folder.wait_until_stopped();
+}
+
+#[test]
 fn the_pid_of_something_else_in_postmaster_pid_does_not_matter() {
     let folder = Folder::new();
     drop(folder.start());

@@ -4,12 +4,17 @@
 use std::ops::RangeInclusive;
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
-use quote::{ToTokens, TokenStreamExt};
-use syn::{Lit, LitInt, LitStr, ext::IdentExt};
+use quote::{ToTokens, TokenStreamExt, quote};
+use syn::{
+    Attribute, Lit, LitInt, LitStr,
+    ext::IdentExt,
+    parse::{ParseStream, Parser},
+};
 
 use crate::{
     diagnostics::{Diagnostics, closest, did_you_mean},
     duration::{self, Backoff},
+    misfire::{self, Misfire},
 };
 
 /// What an attribute accepts.
@@ -25,7 +30,7 @@ pub(crate) struct Accepted {
 }
 
 /// Names that other libraries have for our options.
-const SYNONYMS: [(&str, &str); 13] = [
+const SYNONYMS: [(&str, &str); 20] = [
     ("attempts", "max_attempts"),
     ("retries", "max_attempts"),
     ("max_retries", "max_attempts"),
@@ -39,6 +44,13 @@ const SYNONYMS: [(&str, &str); 13] = [
     ("time_zone", "tz"),
     ("event_type", "type"),
     ("topic", "type"),
+    ("alias", "formerly"),
+    ("aliases", "formerly"),
+    ("renamed_from", "formerly"),
+    ("previously", "formerly"),
+    ("missed", "misfire"),
+    ("on_misfire", "misfire"),
+    ("grace_period", "grace"),
 ];
 
 /// The arguments of one attribute, each option at most once and known.
@@ -244,6 +256,63 @@ impl Arguments {
         None
     }
 
+    /// One string literal, or several in brackets; none, if one of them is not a string.
+    pub(crate) fn texts(&mut self, name: &str, diagnostics: &mut Diagnostics) -> Vec<LitStr> {
+        let Some(value) = self.take(name) else {
+            return Vec::new();
+        };
+        let parts = match &*value.tokens {
+            [TokenTree::Group(list)] if list.delimiter() == Delimiter::Bracket => {
+                split_at_commas(list.stream())
+            }
+            _ => vec![value.tokens.clone()],
+        };
+        if parts.is_empty() {
+            diagnostics.error_over(
+                &value,
+                format!(
+                    "option `{name}` names nothing: write `{name} = {}`, or leave it out",
+                    self.example(name)
+                ),
+            );
+        }
+        let mut texts = Vec::new();
+        for tokens in parts {
+            let part = Value { tokens };
+            if let Some(Lit::Str(text)) = part.literal() {
+                texts.push(text);
+                continue;
+            }
+            let example = match &*part.tokens {
+                [TokenTree::Ident(word)] => format!("\"{word}\""),
+                _ => self.example(name).to_owned(),
+            };
+            diagnostics.error_over(
+                &part,
+                format!(
+                    "option `{name}` is a string, or several in brackets: write `{name} = {example}`"
+                ),
+            );
+        }
+        texts
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn switch(&mut self, name: &str, diagnostics: &mut Diagnostics) -> Option<bool> {
+        let value = self.take(name)?;
+        if let Ok(switch) = syn::parse2::<syn::LitBool>(value.to_token_stream()) {
+            return Some(switch.value);
+        }
+        diagnostics.error_over(
+            &value,
+            format!(
+                "option `{name}` is `true` or `false`: write `{name} = {}`",
+                self.example(name)
+            ),
+        );
+        None
+    }
+
     /// A whole number from `range`.
     pub(crate) fn number(
         &mut self,
@@ -333,6 +402,20 @@ impl Arguments {
             .ok()
     }
 
+    /// What becomes of missed due times: `"fire_all(10)"`, also without quotes.
+    pub(crate) fn misfire(&mut self, name: &str, diagnostics: &mut Diagnostics) -> Option<Misfire> {
+        let value = self.take(name)?;
+        let text = match value.literal() {
+            Some(Lit::Str(text)) => text.value(),
+            _ => value.to_token_stream().to_string(),
+        };
+        misfire::parse(&text)
+            .map_err(|reason| {
+                diagnostics.error_over(&value, format!("invalid `{name}`: {reason}"));
+            })
+            .ok()
+    }
+
     /// The name of a field, or its number in a tuple struct.
     pub(crate) fn member(
         &mut self,
@@ -382,6 +465,31 @@ impl ToTokens for Value {
     fn to_tokens(&self, tokens: &mut TokenStream) {
         tokens.append_all(&self.tokens);
     }
+}
+
+/// Whether the attribute is the macro `name`, by whichever path.
+pub(crate) fn is_macro(attribute: &Attribute, name: &str) -> bool {
+    let last = attribute.path().segments.last();
+    last.is_some_and(|segment| segment.ident == name)
+}
+
+/// The attributes in front of an item of which `is_wanted` is true, and the item without them.
+pub(crate) fn split_off(
+    item: &TokenStream,
+    is_wanted: impl Fn(&Attribute) -> bool,
+) -> (Vec<Attribute>, TokenStream) {
+    let parts = |input: ParseStream<'_>| {
+        Ok((
+            input.call(Attribute::parse_outer)?,
+            input.parse::<TokenStream>()?,
+        ))
+    };
+    // What does not even begin with attributes is reported when the item is read.
+    let Ok((attributes, rest)) = parts.parse2(item.clone()) else {
+        return (Vec::new(), item.clone());
+    };
+    let (wanted, others): (Vec<_>, Vec<_>) = attributes.into_iter().partition(is_wanted);
+    (wanted, quote!(#(#others)* #rest))
 }
 
 /// The parts between the commas; a comma at the end is allowed. Groups without delimiters, in

@@ -13,7 +13,9 @@ mod cron;
 mod diagnostics;
 mod duration;
 mod event;
+mod guard;
 mod handler;
+mod misfire;
 mod name;
 
 use proc_macro::TokenStream;

@@ -51,6 +51,21 @@ pub(crate) fn check_cron_name(name: &str) -> Result<(), String> {
     Err("does not fit into the event type of its ticks, `tick.<app>.<name>`; use words of `a-z` and `0-9`, joined by single `_`".to_owned())
 }
 
+/// Why `name` cannot be the name of a scheduled task that emits.
+pub(crate) fn check_task_name(name: &str) -> Result<(), String> {
+    check_name(name)?;
+    if is_segment(name) {
+        return Ok(());
+    }
+    Err("is not well formed; use words of `a-z` and `0-9`, joined by single `_`".to_owned())
+}
+
+/// The name of the scheduled task that a type or constant makes: `MorningTick` is `morning_tick`,
+/// `HOURLY_DIGEST` is `hourly_digest`.
+pub(crate) fn task_name_of(name: &str) -> String {
+    words_of(name).join("_")
+}
+
 /// The event type that a type's name stands for: `UserCreated` is `user.created`, `HTTPServerDown`
 /// is `http.server.down`.
 pub(crate) fn event_type_of(type_name: &str) -> Option<String> {
@@ -118,6 +133,21 @@ mod tests {
         }
         assert_eq!(event_type_of("Größe"), None);
         assert_eq!(event_type_of(&"A".repeat(101)), None);
+    }
+
+    #[test]
+    fn names_tasks_after_types_and_constants() {
+        for (name, task) in [
+            ("MorningTick", "morning_tick"),
+            ("HOURLY", "hourly"),
+            ("HOURLY_DIGEST_2", "hourly_digest_2"),
+            ("_HOURLY", "hourly"),
+        ] {
+            assert_eq!(task_name_of(name), task);
+            assert_eq!(check_task_name(task), Ok(()));
+        }
+        assert!(check_task_name(&task_name_of("Größe")).is_err());
+        assert!(check_task_name("clean-up").is_err());
     }
 
     #[test]

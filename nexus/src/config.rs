@@ -178,6 +178,8 @@ const IDLE_POLL_MS: RangeInclusive<u64> = 1..=60_000;
 const MAX_NODE_ID: usize = 100;
 /// jsonb takes up to 255 MiB; the envelope needs some.
 const MAX_PAYLOAD_BYTES: usize = 200 * 1024 * 1024;
+/// Most bytes of a payload, unless the app says otherwise.
+pub(crate) const DEFAULT_PAYLOAD_BYTES: usize = 1024 * 1024;
 
 /// The same with everything filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,7 +272,7 @@ impl Config {
             shutdown_timeout: overrides
                 .shutdown_timeout
                 .unwrap_or(Duration::from_secs(30)),
-            max_payload_bytes: overrides.max_payload_bytes.unwrap_or(1024 * 1024),
+            max_payload_bytes: overrides.max_payload_bytes.unwrap_or(DEFAULT_PAYLOAD_BYTES),
             retention: overrides.retention.unwrap_or(183 * DAY),
         })
     }

@@ -89,8 +89,8 @@ pub mod __private {
         event::{EventDescriptor, EventKey, EventMeta, Origin},
         handler::{FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements},
         registry::{
-            Backoff, CronDescriptor, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions, TASKS,
-            TaskDescriptor, TaskPayload, Trigger,
+            Backoff, CronDescriptor, CronItem, Derived, EVENTS, HANDLERS, HandlerDescriptor,
+            HandlerOptions, Initial, TASKS, TaskDescriptor, TaskPayload, Trigger,
         },
         schedule::Misfire,
     };

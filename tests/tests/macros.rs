@@ -4,8 +4,12 @@
 //! `TRYBUILD=overwrite` to write it anew, and read it like prose. `ui/<macro>/pass` holds what has to
 //! compile; these files are modules of this test, so that they are also run.
 
+#[path = "../ui/cron/pass/emits.rs"]
+mod cron_emits;
 #[path = "../ui/cron/pass/functions.rs"]
 mod cron_functions;
+#[path = "../ui/derive_event/pass/registration.rs"]
+mod event_registration;
 #[path = "../ui/derive_event/pass/shapes.rs"]
 mod event_shapes;
 #[path = "../ui/handler/pass/arguments_and_results.rs"]

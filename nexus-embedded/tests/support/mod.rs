@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "each test program uses a part of this")]
 #![allow(clippy::doc_markdown, reason = "PostgreSQL is a name and not code")]
 
+#[cfg(feature = "download")]
+pub(crate) mod github;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -171,8 +174,21 @@ impl Drop for Folder {
 
 /// The folder of the PostgreSQL these tests run with.
 pub(crate) fn real_binaries() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| Folder::new().start().binaries().to_owned())
+    &real().0
+}
+
+/// Its major version.
+pub(crate) fn real_major() -> u32 {
+    real().1
+}
+
+fn real() -> &'static (PathBuf, u32) {
+    static REAL: OnceLock<(PathBuf, u32)> = OnceLock::new();
+    REAL.get_or_init(|| {
+        let folder = Folder::new();
+        let server = folder.start();
+        (server.binaries().to_owned(), server.major())
+    })
 }
 
 /// Makes a program of what the shell command `print` prints for `argument`.
@@ -249,7 +265,9 @@ pub(crate) fn other_process_in(program: impl AsRef<OsStr>) -> Command {
         "DATABASE_URL",
         "CORE_DATABASE_URL",
         "NEXUS_PG_BIN",
+        "NEXUS_PG_CACHE",
         "NEXUS_PG_DATA",
+        "NEXUS_PG_OFFLINE",
     ] {
         command.env_remove(name);
     }
@@ -338,7 +356,21 @@ fn plays_another_process() {
         Ok("dev") => Options::dev(),
         _ => Options::test(),
     };
-    let source = resolve(&options.grace(GRACE));
+    let mut options = options.grace(GRACE);
+    if let Ok(folders) = std::env::var("NEXUS_TEST_SEARCH_IN") {
+        options = options.search_in(folders.split_terminator(':'));
+    }
+    if let Ok(major) = std::env::var("NEXUS_TEST_MAJOR") {
+        options = options.download_major(major.parse().expect("a major version"));
+    }
+    let source = if std::env::var_os("NEXUS_TEST_RUNTIME").is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime
+            .expect("a runtime")
+            .block_on(async { resolve(&options) })
+    } else {
+        resolve(&options)
+    };
     let said = match &source {
         Ok(Source::Embedded(server)) => {
             let how = if server.was_started() {

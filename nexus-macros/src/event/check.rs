@@ -1,12 +1,13 @@
 //! The rules of `#[derive(Event)]`.
 
-use syn::{Data, DeriveInput, Fields, Member, ext::IdentExt, spanned::Spanned};
+use syn::{Data, DeriveInput, Fields, LitStr, Member, ext::IdentExt, spanned::Spanned};
 
 use super::{
     model::{Event, Key},
     parse::EventAttribute,
 };
 use crate::{
+    attr::is_macro,
     diagnostics::{Diagnostics, closest, did_you_mean},
     name,
 };
@@ -17,13 +18,20 @@ pub(super) fn check(
     attribute: EventAttribute,
     diagnostics: &mut Diagnostics,
 ) -> Event {
-    if let Data::Union(data) = &input.data {
+    // Above a `#[cron]` that says so itself.
+    let under_cron = input
+        .attrs
+        .iter()
+        .any(|attribute| is_macro(attribute, "cron"));
+    if let Data::Union(data) = &input.data
+        && !under_cron
+    {
         diagnostics.error(
             data.union_token.span,
             "an event cannot be a union; use a struct or an enum",
         );
     }
-    if !input.generics.params.is_empty() {
+    if !input.generics.params.is_empty() && !under_cron {
         diagnostics.error_over(
             &input.generics,
             "an event cannot be generic: one event type stands for exactly one JSON Schema\nderive `Event` for a struct that holds the concrete type",
@@ -32,11 +40,21 @@ pub(super) fn check(
     Event {
         ident: input.ident.clone(),
         event_type: event_type(input, &attribute, diagnostics),
+        declared_at: attribute
+            .event_type
+            .as_ref()
+            .map_or_else(|| input.ident.span(), LitStr::span),
         version: attribute.version.unwrap_or(1),
         key: attribute
             .key
             .and_then(|member| key(input, member, diagnostics)),
+        register: attribute.register.unwrap_or(true),
     }
+}
+
+/// Whether the type has one schema at all.
+pub(super) fn can_be_event(input: &DeriveInput) -> bool {
+    !matches!(input.data, Data::Union(_)) && input.generics.params.is_empty()
 }
 
 fn event_type(

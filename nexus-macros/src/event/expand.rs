@@ -1,20 +1,38 @@
 //! From what was meant to code; cannot fail.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::{DeriveInput, ext::IdentExt, spanned::Spanned};
 
 use super::model::{Event, Key};
+use crate::guard;
 
 pub(super) fn expand(event: &Event) -> TokenStream {
     let Event {
         ident,
         event_type,
+        declared_at,
         version,
         key,
+        register,
     } = event;
     let name = ident.unraw().to_string();
     let event_key = key.as_ref().map(event_key);
+    let registration = if *register {
+        let guard = guard::event(event_type, *version, *declared_at);
+        quote! {
+            #[::nexus::__private::linkme::distributed_slice(::nexus::__private::EVENTS)]
+            #[linkme(crate = ::nexus::__private::linkme)]
+            static REGISTRATION: &'static ::nexus::__private::EventDescriptor =
+                <#ident as ::nexus::Event>::DESCRIPTOR;
+
+            #guard
+        }
+    } else {
+        // The use at which rustc checks that all derives are there.
+        quote!(const _: &::nexus::__private::EventDescriptor = <#ident as ::nexus::Event>::DESCRIPTOR;)
+    };
+    let derived = derived(ident);
     quote! {
         const _: () = {
             #[automatically_derived]
@@ -36,11 +54,23 @@ pub(super) fn expand(event: &Event) -> TokenStream {
                 #event_key
             }
 
-            #[::nexus::__private::linkme::distributed_slice(::nexus::__private::EVENTS)]
-            #[linkme(crate = ::nexus::__private::linkme)]
-            static REGISTRATION: &'static ::nexus::__private::EventDescriptor =
-                <#ident as ::nexus::Event>::DESCRIPTOR;
+            #derived
+            #registration
         };
+    }
+}
+
+/// What tells `#[cron]` that the derive is there.
+fn derived(ident: &Ident) -> TokenStream {
+    quote! {
+        #[automatically_derived]
+        impl ::nexus::__private::Derived for #ident {
+            type Event = Self;
+
+            fn event(&self) -> &Self {
+                self
+            }
+        }
     }
 }
 
@@ -77,7 +107,10 @@ pub(super) fn stub(input: &DeriveInput) -> TokenStream {
     let (impl_generics, type_generics, where_clause) = input.generics.split_for_impl();
     let bounds = where_clause.map(|clause| &clause.predicates);
     let name = ident.unraw().to_string();
+    let derived = input.generics.params.is_empty().then(|| derived(ident));
     quote! {
+        #derived
+
         #[automatically_derived]
         impl #impl_generics ::nexus::Event for #ident #type_generics
         where

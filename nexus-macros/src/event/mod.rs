@@ -15,6 +15,8 @@ pub(crate) fn derive(input: &DeriveInput) -> TokenStream {
     let attribute = parse::parse(input, &mut diagnostics);
     let model = check::check(input, attribute, &mut diagnostics);
     match diagnostics.finish(model) {
+        // What the `#[cron]` below refuses.
+        Ok(_) if !check::can_be_event(input) => expand::stub(input),
         Ok(model) => expand::expand(&model),
         Err(error) => {
             let mut tokens = error.into_compile_error();

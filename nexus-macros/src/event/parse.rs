@@ -13,6 +13,7 @@ static ACCEPTED: Accepted = Accepted {
         ("type", "\"user.created\""),
         ("version", "2"),
         ("key", "user_id"),
+        ("register", "false"),
     ],
     hints: &[("name", "write `type = \"user.created\"` for the event type")],
     leading_text: false,
@@ -26,6 +27,7 @@ pub(super) struct EventAttribute {
     pub(super) event_type: Option<LitStr>,
     pub(super) version: Option<u32>,
     pub(super) key: Option<Member>,
+    pub(super) register: Option<bool>,
 }
 
 pub(super) fn parse(input: &DeriveInput, diagnostics: &mut Diagnostics) -> EventAttribute {
@@ -44,6 +46,7 @@ pub(super) fn parse(input: &DeriveInput, diagnostics: &mut Diagnostics) -> Event
         event_type: arguments.text("type", diagnostics),
         version: arguments.number("version", VERSIONS, diagnostics),
         key: arguments.member("key", diagnostics),
+        register: arguments.switch("register", diagnostics),
     }
 }
 

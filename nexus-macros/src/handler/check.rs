@@ -2,54 +2,38 @@
 
 use std::time::Duration;
 
-use proc_macro2::Span;
+use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::{
-    Attribute, FnArg, GenericParam, PathArguments, PathSegment, ReturnType, Signature, Type,
-    TypeReference, ext::IdentExt,
+    Attribute, FnArg, GenericParam, LitStr, PathArguments, PathSegment, ReturnType, Signature,
+    Type, TypeReference, ext::IdentExt,
 };
 
 use super::{
-    model::{Argument, Handler, Trigger},
+    model::{Argument, Callable, Registration, Trigger},
     parse::{Function, HandlerArguments},
 };
-use crate::{diagnostics::Diagnostics, name};
+use crate::{
+    attr::{is_macro, split_off},
+    diagnostics::Diagnostics,
+    name,
+};
 
 /// Postgres holds `statement_timeout` in milliseconds as `integer`, which is 24.8 days.
 const LONGEST_TIMEOUT: Duration = Duration::from_hours(576);
 
-/// What was meant; `None` after a mistake, which is reported. Without a trigger, because that one
-/// is wrong, the rules are checked as for a cron function.
+/// The function that was meant. After a mistake, which is reported, the result is not to be used.
 pub(crate) fn check(
     function: &Function,
-    options: HandlerArguments,
-    trigger: Option<Trigger>,
+    takes_event: bool,
     diagnostics: &mut Diagnostics,
-) -> Option<Handler> {
-    let signature = &function.signature;
+) -> Callable {
     refuse_second_registration(function, diagnostics);
-    let takes_event = matches!(trigger, Some(Trigger::Event));
-    let check_name = if takes_event {
-        name::check_name
-    } else {
-        name::check_cron_name
-    };
-    let name = handler_name(function, &options, check_name, diagnostics);
-    if let Some(group) = &options.group
-        && let Err(reason) = name::check_name(&group.value())
-    {
-        diagnostics.error(group.span(), format!("group `{}` {reason}", group.value()));
-    }
-    if let Some((at, timeout)) = options.timeout
-        && timeout > LONGEST_TIMEOUT
-    {
-        diagnostics.error(at, "invalid `timeout`: the longest is `24d`");
-    }
     check_signature(function, diagnostics);
     let arguments = check_arguments(function, takes_event, diagnostics);
     check_output(function, diagnostics);
-    Some(Handler {
-        ident: signature.ident.clone(),
+    Callable {
+        ident: function.signature.ident.clone(),
         visibility: function.visibility.clone(),
         attributes: function
             .attributes
@@ -58,10 +42,40 @@ pub(crate) fn check(
             .cloned()
             .collect(),
         arguments,
-        output: signature.output.clone(),
+        output: function.signature.output.clone(),
+    }
+}
+
+/// What an attribute of the function says; `None` after a mistake, which is reported. Without a
+/// trigger, because that one is wrong, the rules are checked as for a cron function.
+pub(crate) fn check_options(
+    function: &Function,
+    options: HandlerArguments,
+    trigger: Option<Trigger>,
+    diagnostics: &mut Diagnostics,
+) -> Option<Registration> {
+    let check_name = match trigger {
+        Some(Trigger::Event) => name::check_name,
+        _ => name::check_cron_name,
+    };
+    let (name, name_at) = handler_name(function, &options, check_name, diagnostics);
+    if let Some(group) = &options.group
+        && let Err(reason) = name::check_name(&group.value())
+    {
+        diagnostics.error(group.span(), format!("group `{}` {reason}", group.value()));
+    }
+    let formerly = check_formerly(&options.formerly, &name, check_name, diagnostics);
+    if let Some((at, timeout)) = options.timeout
+        && timeout > LONGEST_TIMEOUT
+    {
+        diagnostics.error(at, "invalid `timeout`: the longest is `24d`");
+    }
+    Some(Registration {
         trigger: trigger?,
         name,
+        name_at,
         group: options.group.map(|group| group.value()),
+        formerly,
         max_attempts: options.max_attempts,
         backoff: options.backoff,
         timeout: options.timeout.map(|(_, timeout)| timeout),
@@ -69,23 +83,72 @@ pub(crate) fn check(
     })
 }
 
-fn concerns_descriptor(attribute: &Attribute) -> bool {
+/// Names that something had before: each once, well formed, and not the one it has.
+pub(crate) fn check_formerly(
+    formerly: &[LitStr],
+    name: &str,
+    check_name: fn(&str) -> Result<(), String>,
+    diagnostics: &mut Diagnostics,
+) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for literal in formerly {
+        let former = literal.value();
+        if let Err(reason) = check_name(&former) {
+            diagnostics.error(literal.span(), format!("former name `{former}` {reason}"));
+        } else if former == name {
+            diagnostics.error(
+                literal.span(),
+                format!("`{former}` is the name that it has now; `formerly` lists the names that it had before"),
+            );
+        } else if names.contains(&former) {
+            diagnostics.error(
+                literal.span(),
+                format!("former name `{former}` is given twice; remove one of them"),
+            );
+        }
+        names.push(former);
+    }
+    names
+}
+
+pub(crate) fn concerns_descriptor(attribute: &Attribute) -> bool {
     ["cfg", "allow", "expect"]
         .iter()
         .any(|name| attribute.path().is_ident(name))
 }
 
-/// Two attributes on one function would make two descriptors of one name.
+/// What events run and what the clock runs take different arguments.
 fn refuse_second_registration(function: &Function, diagnostics: &mut Diagnostics) {
     for attribute in &function.attributes {
-        let last = attribute.path().segments.last();
-        if last.is_some_and(|segment| segment.ident == "handler" || segment.ident == "cron") {
+        let is = |name| is_macro(attribute, name);
+        if is("handler") && function.attribute == "#[handler]" {
             diagnostics.error_over(
                 attribute,
-                "a function takes one `#[handler]` or `#[cron]`; for another one write a second function that calls this one",
+                "a function takes one `#[handler]`; for another one write a second function that calls this one",
+            );
+        } else if is("handler") || is("cron") {
+            diagnostics.error_over(
+                attribute,
+                "a function is run by events or by the clock, not by both; write a second function that calls this one",
             );
         }
     }
+}
+
+/// The function for the case of an error: without what would only repeat it.
+pub(crate) fn without_registrations(function: &TokenStream) -> TokenStream {
+    let is_registration =
+        |attribute: &Attribute| is_macro(attribute, "handler") || is_macro(attribute, "cron");
+    split_off(function, is_registration).1
+}
+
+/// Whether `Self` is named, which has a meaning only where no handler can stand.
+pub(crate) fn names_self(tokens: TokenStream) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(name) => name == "Self",
+        TokenTree::Group(group) => names_self(group.stream()),
+        _ => false,
+    })
 }
 
 fn handler_name(
@@ -93,7 +156,7 @@ fn handler_name(
     options: &HandlerArguments,
     check_name: fn(&str) -> Result<(), String>,
     diagnostics: &mut Diagnostics,
-) -> String {
+) -> (String, Span) {
     let ident = &function.signature.ident;
     let (name, at, advice) = match &options.name {
         Some(literal) => (literal.value(), literal.span(), String::new()),
@@ -111,7 +174,7 @@ fn handler_name(
         };
         diagnostics.error(at, format!("{what} `{name}` {reason}{advice}"));
     }
-    name
+    (name, at)
 }
 
 fn check_signature(function: &Function, diagnostics: &mut Diagnostics) {

@@ -4,35 +4,103 @@ use std::time::Duration;
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
-use syn::{Attribute, ReturnType, Type, ext::IdentExt, spanned::Spanned};
+use syn::{Attribute, ReturnType, Type, Visibility, ext::IdentExt, spanned::Spanned};
 
-use super::model::{Argument, Handler, Trigger};
-use crate::duration::Backoff;
+use super::model::{Argument, Callable, Registration, Schedule, Trigger};
+use crate::{duration::Backoff, guard, misfire::Misfire};
 
-/// The function as it was written, and beside it the descriptor and its registration.
+/// The function as it was written, and beside it what `app!` finds under its name.
+pub(crate) fn expand(
+    function: &TokenStream,
+    callable: &Callable,
+    registration: &Registration,
+) -> TokenStream {
+    let function = emitted(function);
+    let hidden = hidden_const(
+        "nexus_handler__",
+        &callable.ident,
+        &callable.visibility,
+        &callable.attributes,
+        &quote!(&'static ::nexus::__private::HandlerDescriptor),
+        &descriptor(callable, registration),
+    );
+    quote!(#function #hidden)
+}
+
+/// A function that `#[cron]` stands on, once or several times.
+pub(crate) fn expand_cron(
+    function: &TokenStream,
+    callable: &Callable,
+    registrations: &[Registration],
+) -> TokenStream {
+    let function = emitted(function);
+    let descriptors = registrations
+        .iter()
+        .map(|registration| descriptor(callable, registration));
+    let hidden = hidden_const(
+        "nexus_cron__",
+        &callable.ident,
+        &callable.visibility,
+        &callable.attributes,
+        &quote!(::nexus::__private::CronItem),
+        &quote!(::nexus::__private::CronItem::Function(&[#(#descriptors),*])),
+    );
+    quote!(#function #hidden)
+}
+
+fn emitted(function: &TokenStream) -> TokenStream {
+    quote! {
+        // A handler is async even if it has nothing to wait for.
+        #[allow(clippy::unused_async)]
+        #function
+    }
+}
+
+/// The constant beside an item in which everything generated for it sits, so that it works wherever
+/// the item can stand. `app!` finds it: it has the item's visibility and a name made from its own.
+pub(crate) fn hidden_const(
+    prefix: &str,
+    ident: &Ident,
+    visibility: &Visibility,
+    attributes: &[Attribute],
+    ty: &TokenStream,
+    value: &TokenStream,
+) -> TokenStream {
+    // At the item's name, like the guard: of a repeated name rustc tells once per place.
+    let at = ident.span().resolved_at(Span::call_site());
+    let name = format_ident!("{prefix}{}", ident.unraw(), span = at);
+    let attributes = attributes.iter().map(allow_instead_of_expect);
+    let visibility = respanned(visibility.to_token_stream());
+    quote_spanned! {at=>
+        #(#attributes)*
+        #[doc(hidden)]
+        #visibility const #name: #ty = #value;
+    }
+}
+
+/// A reference to the descriptor, which is registered.
 ///
-/// All that is generated sits in one constant, so that it works wherever a function can stand. Each
-/// use of an argument's type is a qualified call at that type's span: rustc then reports what is
+/// Each use of an argument's type is a qualified call at that type's span: rustc then reports what is
 /// missing once, at the type, with the text of the trait.
-pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
-    let Handler {
-        ident,
-        arguments,
+fn descriptor(callable: &Callable, registration: &Registration) -> TokenStream {
+    let Callable {
+        ident, arguments, ..
+    } = callable;
+    let Registration {
         trigger,
         name,
+        name_at,
+        formerly,
         ..
-    } = handler;
+    } = registration;
+    let guard = match trigger {
+        Trigger::Event => guard::handler(registration.group.as_deref(), name, *name_at),
+        Trigger::Cron(_) => guard::task(name, *name_at),
+    };
     let path_end = ident.unraw().to_string();
-    let descriptor_name = format_ident!(
-        "__nexus_handler_{}",
-        ident.unraw(),
-        span = ident.span().resolved_at(Span::call_site())
-    );
-    let attributes = handler.attributes.iter().map(allow_instead_of_expect);
-    let visibility = respanned(handler.visibility.to_token_stream());
-    let group = option(handler.group.as_ref());
-    let options = options(handler);
-    let trigger_expression = trigger_expression(trigger, arguments);
+    let group = option(registration.group.as_ref());
+    let options = options(registration);
+    let trigger = trigger_expression(trigger, arguments);
     let batch = if let Some(ty) = event_type(arguments) {
         let at = at(ty);
         quote_spanned!(at=> <#ty as ::nexus::__private::Input>::BATCH)
@@ -43,26 +111,20 @@ pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
         .iter()
         .any(|argument| matches!(argument, Argument::Tx(_)));
     let requires = requires(arguments);
-    let call = call(handler);
+    let call = call(callable);
     quote! {
-        // A handler is async even if it has nothing to wait for.
-        #[allow(clippy::unused_async)]
-        #function
-
-        #(#attributes)*
-        #[doc(hidden)]
-        #visibility const #descriptor_name: &'static ::nexus::__private::HandlerDescriptor = {
+        {
             static DESCRIPTOR: ::nexus::__private::HandlerDescriptor =
                 ::nexus::__private::HandlerDescriptor {
                     name: #name,
                     group: #group,
-                    formerly: &[],
+                    formerly: &[#(#formerly),*],
                     origin: ::nexus::__private::Origin::new(
                         ::core::concat!(::core::module_path!(), "::", #path_end),
                         ::core::file!(),
                         ::core::line!(),
                     ),
-                    trigger: #trigger_expression,
+                    trigger: #trigger,
                     batch: #batch,
                     uses_tx: #uses_tx,
                     options: #options,
@@ -74,8 +136,10 @@ pub(crate) fn expand(function: &TokenStream, handler: &Handler) -> TokenStream {
             #[linkme(crate = ::nexus::__private::linkme)]
             static REGISTRATION: &'static ::nexus::__private::HandlerDescriptor = &DESCRIPTOR;
 
+            #guard
+
             &DESCRIPTOR
-        };
+        }
     }
 }
 
@@ -122,28 +186,40 @@ fn trigger_expression(trigger: &Trigger, arguments: &[Argument]) -> TokenStream 
             }
         }
         Trigger::Cron(schedule) => {
-            let expression = &schedule.expression;
-            let time_zone = option(schedule.time_zone.as_ref());
-            quote! {
-                ::nexus::__private::Trigger::Cron(::nexus::__private::CronDescriptor {
-                    expression: #expression,
-                    time_zone: #time_zone,
-                    misfire: ::core::option::Option::None,
-                    grace: ::core::option::Option::None,
-                })
-            }
+            let schedule = schedule_expression(schedule);
+            quote!(::nexus::__private::Trigger::Cron(#schedule))
         }
     }
 }
 
-fn options(handler: &Handler) -> TokenStream {
-    let max_attempts = option(handler.max_attempts);
-    let backoff = option(handler.backoff.map(|Backoff { first, max }| {
+/// The `CronDescriptor` of a schedule.
+pub(crate) fn schedule_expression(schedule: &Schedule) -> TokenStream {
+    let expression = &schedule.expression;
+    let time_zone = option(schedule.time_zone.as_ref());
+    let misfire = option(schedule.misfire.map(|misfire| match misfire {
+        Misfire::Skip => quote!(::nexus::__private::Misfire::Skip),
+        Misfire::FireOnce => quote!(::nexus::__private::Misfire::FireOnce),
+        Misfire::FireAll { cap } => quote!(::nexus::__private::Misfire::FireAll { cap: #cap }),
+    }));
+    let grace = option(schedule.grace.map(duration));
+    quote! {
+        ::nexus::__private::CronDescriptor {
+            expression: #expression,
+            time_zone: #time_zone,
+            misfire: #misfire,
+            grace: #grace,
+        }
+    }
+}
+
+fn options(registration: &Registration) -> TokenStream {
+    let max_attempts = option(registration.max_attempts);
+    let backoff = option(registration.backoff.map(|Backoff { first, max }| {
         let (first, max) = (duration(first), duration(max));
         quote!(::nexus::__private::Backoff { first: #first, max: #max })
     }));
-    let timeout = option(handler.timeout.map(duration));
-    let concurrency = option(handler.concurrency);
+    let timeout = option(registration.timeout.map(duration));
+    let concurrency = option(registration.concurrency);
     quote! {
         ::nexus::__private::HandlerOptions {
             max_attempts: #max_attempts,
@@ -188,13 +264,13 @@ fn requires(arguments: &[Argument]) -> TokenStream {
     }
 }
 
-fn call(handler: &Handler) -> TokenStream {
-    let Handler {
+fn call(callable: &Callable) -> TokenStream {
+    let Callable {
         ident,
         arguments,
         output,
         ..
-    } = handler;
+    } = callable;
     let invocation = Ident::new("invocation", Span::mixed_site());
     let result = Ident::new("result", Span::mixed_site());
     let mut takes = Vec::new();

@@ -7,10 +7,13 @@ mod parse;
 
 use proc_macro2::TokenStream;
 
-pub(crate) use check::check;
-pub(crate) use expand::expand;
-pub(crate) use model::{Schedule, Trigger};
-pub(crate) use parse::{Function, HandlerArguments};
+pub(crate) use check::{
+    check, check_formerly, check_options, concerns_descriptor, names_self, without_registrations,
+};
+use expand::expand;
+pub(crate) use expand::{expand_cron, hidden_const, schedule_expression};
+pub(crate) use model::{Registration, Schedule, Trigger};
+pub(crate) use parse::{Function, HandlerArguments, not_a_function};
 
 use crate::{
     attr::{Accepted, Arguments},
@@ -22,6 +25,7 @@ static ACCEPTED: Accepted = Accepted {
     options: &[
         ("group", "\"billing\""),
         ("name", "\"send_welcome\""),
+        ("formerly", "\"greet\""),
         ("max_attempts", "5"),
         ("backoff", "\"exponential(1s..10m)\""),
         ("timeout", "\"30s\""),
@@ -29,6 +33,8 @@ static ACCEPTED: Accepted = Accepted {
     ],
     hints: &[
         ("tz", "time zones belong to `#[cron]`"),
+        ("misfire", "due times belong to `#[cron]`"),
+        ("grace", "due times belong to `#[cron]`"),
         ("event", "the event is the first argument of the function"),
         ("key", "a key belongs to the event: `#[event(key = field)]`"),
     ],
@@ -41,9 +47,16 @@ pub(crate) fn handler(arguments: TokenStream, item: &TokenStream) -> TokenStream
     let options = HandlerArguments::take(&mut arguments, &mut diagnostics);
     let model = diagnostics
         .check(Function::parse(item.clone(), ACCEPTED.attribute))
-        .and_then(|function| check(&function, options, Some(Trigger::Event), &mut diagnostics));
+        .and_then(|function| {
+            let callable = check(&function, true, &mut diagnostics);
+            let trigger = Some(Trigger::Event);
+            let registration = check_options(&function, options, trigger, &mut diagnostics)?;
+            Some((callable, registration))
+        });
     match diagnostics.finish(model) {
-        Ok(model) => model.map(|model| expand(item, &model)).unwrap_or_default(),
-        Err(error) => error_beside(item, &error),
+        Ok(model) => model
+            .map(|(callable, registration)| expand(item, &callable, &registration))
+            .unwrap_or_default(),
+        Err(error) => error_beside(&without_registrations(item), &error),
     }
 }

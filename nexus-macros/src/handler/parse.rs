@@ -34,7 +34,7 @@ impl Function {
                 if is_function {
                     error
                 } else {
-                    syn::Error::new(at, format!("`{attribute}` goes on an `async fn`"))
+                    syn::Error::new(at, not_a_function(attribute))
                 }
             })?;
             input.parse::<TokenStream>()?;
@@ -47,6 +47,11 @@ impl Function {
         };
         parse.parse2(item)
     }
+}
+
+/// What is said of an item that is no function.
+pub(crate) fn not_a_function(attribute: &str) -> String {
+    format!("`{attribute}` goes on an `async fn`")
 }
 
 /// Whether `fn` comes after the words that may stand before it.
@@ -66,6 +71,7 @@ fn starts_function(input: ParseStream<'_>) -> bool {
 #[derive(Default)]
 pub(crate) struct HandlerArguments {
     pub(crate) name: Option<LitStr>,
+    pub(crate) formerly: Vec<LitStr>,
     pub(crate) group: Option<LitStr>,
     pub(crate) max_attempts: Option<u32>,
     pub(crate) backoff: Option<Backoff>,
@@ -77,6 +83,7 @@ impl HandlerArguments {
     pub(crate) fn take(arguments: &mut Arguments, diagnostics: &mut Diagnostics) -> Self {
         Self {
             name: arguments.text("name", diagnostics),
+            formerly: arguments.texts("formerly", diagnostics),
             group: arguments.text("group", diagnostics),
             max_attempts: arguments.number("max_attempts", COUNTS, diagnostics),
             backoff: arguments.backoff("backoff", diagnostics),

@@ -109,6 +109,9 @@ impl Handle {
         for route in &self.running.routes {
             let handlers = queues.entry(route.queue.as_str()).or_default();
             handlers.push((route.name(), route.event_version));
+            // What still carries a former name is on its way.
+            let formerly = route.descriptor.formerly.iter();
+            handlers.extend(formerly.map(|&former| (former, route.event_version)));
         }
         if store::queue::has_messages(&mut connection, &queues).await? {
             return Ok(false);

@@ -1,15 +1,24 @@
 //! The only place that wires the floors together.
 //!
 //! - [`App`] is what a program says of itself, [`StartError`] why it did not start;
+//! - [`Description`] lists what it is made of, [`Catalogue`] what databases know of it;
 //! - [`start`] finds the database, migrates, registers and starts the loops, and returns a
 //!   [`Handle`];
 //! - [`run`] does that and works until a signal.
 
+mod catalogue;
+mod describe;
 mod handle;
 mod register;
 mod run;
+mod select;
 mod start;
 
+pub use catalogue::{Catalogue, CatalogueError, Difference};
+pub use describe::{
+    Backoff, Description, EventDescription, HandlerDescription, ScheduleDescription, Source,
+    TickEffect,
+};
 pub use handle::{Handle, HandlerStats};
 pub use run::run;
 pub use start::start;
@@ -35,6 +44,8 @@ use crate::{
     runtime::{Counts, Route},
 };
 
+use select::Filter;
+
 /// A program's handlers and how they run. Give it to [`run`] or [`start`].
 ///
 /// Every setting has a default; those with a variable of the environment take that first and what
@@ -59,6 +70,7 @@ pub struct App {
     handlers: Vec<&'static HandlerDescriptor>,
     events: Vec<&'static EventDescriptor>,
     tasks: Vec<&'static TaskDescriptor>,
+    filters: Vec<Filter>,
     states: StateMap,
     overrides: Overrides,
     retry: RetryPolicy,
@@ -92,6 +104,18 @@ pub enum StartError {
     /// to do.
     #[error("could not prepare the schema")]
     Schema(#[source] MigrateError),
+    /// The embedded database was made by a build in development that had another text of a migration.
+    /// Delete the folder to start empty; what was in the database is lost.
+    #[error(
+        "migration {migration} was applied to the embedded database as another file than this build has: stop what uses it and delete {} to start empty",
+        .folder.display()
+    )]
+    EmbeddedSchema {
+        /// The file, without `.up.sql`.
+        migration: &'static str,
+        /// The folder of the cluster.
+        folder: std::path::PathBuf,
+    },
     /// The name of a namespace or group cannot name a queue.
     #[error("{reason}")]
     Name {
@@ -163,6 +187,7 @@ impl App {
             handlers: registry::handlers(),
             events: registry::events(),
             tasks: registry::tasks(),
+            filters: Vec::new(),
             states: StateMap::default(),
             overrides: Overrides::default(),
             retry: RetryPolicy::default(),
@@ -222,20 +247,39 @@ impl App {
         self
     }
 
-    /// Keeps only the handlers of these names; an unknown name is a start-up error.
+    /// Keeps only the handlers, `#[cron]` functions and scheduled tasks of these names, in whichever
+    /// group. A name that stands for none of them is a start-up error.
+    ///
+    /// Of the event types only those remain that are taken by what is kept, or emitted by its scheduled
+    /// tasks: a unit test with an app of its own declares nothing of its neighbours'. What such an app
+    /// emits besides can be emitted and handled all the same; only its schema is not stored.
     pub fn only<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
-        let names: Vec<&str> = names.into_iter().collect();
-        for name in &names {
-            if !self.handlers.iter().any(|handler| handler.name == *name) {
-                let known: Vec<&str> = self.handlers.iter().map(|handler| handler.name).collect();
-                self.problems.push(Problem::new(format!(
-                    "App::only names `{name}`, which is no handler; known are {}",
-                    known.join(", ")
-                )));
-            }
-        }
-        self.handlers
-            .retain(|handler| names.contains(&handler.name));
+        let names = names.into_iter().map(str::to_owned).collect();
+        self.filters.push(Filter::Only(names));
+        self
+    }
+
+    /// Keeps the handlers and `#[cron]` functions of these groups, to run parts of a program as apps of
+    /// their own. A group that has none of them is a start-up error.
+    ///
+    /// The app's own [name](Self::name) is the group of handlers that name none, and of event types and
+    /// constants under `#[cron]`: scheduled tasks that emit are kept only if it is among the groups. Event
+    /// types that only left-out handlers take are left out with them; all others stay.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use nexus::prelude::*;
+    /// # async fn example() -> nexus::Result {
+    /// let billing = App::discover().name("billing").groups(["billing"]);
+    /// let shipping = App::discover().name("shipping").groups(["shipping", "labels"]);
+    /// # let _ = (nexus::start(billing).await?, nexus::start(shipping).await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn groups<'a>(mut self, groups: impl IntoIterator<Item = &'a str>) -> Self {
+        let groups = groups.into_iter().map(str::to_owned).collect();
+        self.filters.push(Filter::Groups(groups));
         self
     }
 
@@ -305,7 +349,9 @@ impl App {
     ///
     /// Everything that does not fit together.
     pub fn validate(&self) -> Result<(), Problems> {
+        let selected = self.selected();
         let mut problems = self.problems.clone();
+        problems.extend(selected.problems);
         if let Err(error) = crate::event::check_name("app", &self.name) {
             problems.push(Problem::new(error.to_string()));
         }
@@ -313,19 +359,30 @@ impl App {
         if !self.metadata.is_object() {
             problems.push(Problem::new("App::metadata is not a JSON object"));
         }
-        problems.extend(registry::validate(
-            &self.name,
-            &self.handlers,
-            &self.events,
-            &self.states,
-        ));
+        problems.extend(registry::validate(&registry::Parts {
+            app: &self.name,
+            handlers: &selected.handlers,
+            events: &selected.events,
+            tasks: &selected.tasks,
+            states: &self.states,
+            now: jiff::Timestamp::now(),
+            max_payload_bytes: self.max_payload(),
+        }));
         Problems::check(problems)
     }
 
+    /// As the configuration has it.
+    fn max_payload(&self) -> usize {
+        self.overrides
+            .max_payload_bytes
+            .unwrap_or(crate::config::DEFAULT_PAYLOAD_BYTES)
+    }
+
     fn routes(&self, queue_of: impl Fn(&str) -> String) -> Vec<Route> {
-        self.handlers
-            .iter()
-            .map(|&descriptor| {
+        self.selected()
+            .handlers
+            .into_iter()
+            .map(|descriptor| {
                 let group = descriptor.group.unwrap_or(&self.name).to_owned();
                 let options = &descriptor.options;
                 let mut retry = self.retry;
@@ -359,7 +416,7 @@ impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("App")
             .field("name", &self.name)
-            .field("handlers", &self.handlers.len())
+            .field("handlers", &self.selected().handlers.len())
             .finish_non_exhaustive()
     }
 }

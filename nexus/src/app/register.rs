@@ -7,15 +7,17 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::{App, StartError};
+use super::{App, StartError, select::Selected};
 use crate::{
     config::Config,
-    registry::Trigger,
+    event::{EventDescriptor, EventMeta},
+    registry::{TaskDescriptor, Trigger},
     runtime::{Declaration, DeclaredTask, Route},
     store::{
         self,
         nodes::{self, Node},
-        scheduled_tasks,
+        renames::{self, Rename},
+        scheduled_tasks::{self, TaskRename},
         subscriptions::{self, EventTypeRow},
     },
 };
@@ -45,9 +47,10 @@ pub(super) async fn register(
         .acquire()
         .await
         .map_err(failed("connect to register"))?;
-    let queues = ensure_groups(app, &config.namespace, &mut connection).await?;
+    let selected = app.selected();
+    let queues = ensure_groups(app, &selected, &config.namespace, &mut connection).await?;
     let routes = app.routes(|group| queues[group].clone());
-    let event_types = event_type_rows(app);
+    let event_types = event_type_rows(&selected.events);
     let handlers = handler_rows(&routes);
     let node = Node {
         id: config
@@ -56,7 +59,7 @@ pub(super) async fn register(
             .unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()),
         namespace: config.namespace.clone(),
         app: app.name.clone(),
-        build_id: build_id(app, &routes, &event_types),
+        build_id: build_id(app, &selected, &routes, &event_types),
         program: program(),
         display_name: app.display_name.clone(),
         description: app.description.clone(),
@@ -74,6 +77,8 @@ pub(super) async fn register(
         tasks: declared_tasks(&routes, now)?,
         event_types,
         handlers,
+        renames: renames(&routes),
+        task_renames: task_renames(&routes, &selected.tasks),
     };
     check(&node, &declaration, &mut tx).await?;
     let defines_app = declaration.declare(&node, &mut tx).await.map_err(&wrong)?;
@@ -114,11 +119,12 @@ pub(super) async fn register(
 /// from. Returns the queue of each group.
 async fn ensure_groups(
     app: &App,
+    selected: &Selected,
     namespace: &str,
     connection: &mut PgConnection,
 ) -> Result<BTreeMap<String, String>, StartError> {
     let mut queues = BTreeMap::new();
-    let groups = app
+    let groups = selected
         .handlers
         .iter()
         .map(|handler| handler.group.unwrap_or(&app.name));
@@ -148,6 +154,8 @@ async fn check(
         event_types,
         handlers,
         tasks,
+        renames,
+        ..
     } = declaration;
     let Node { namespace, app, .. } = node;
     if let Some((other_node, other)) = nodes::other_program(connection, node)
@@ -201,6 +209,16 @@ async fn check(
             "give one of them another `name` or `group`",
         );
     }
+    if let Some((group, former, other)) = renames::other_app(connection, namespace, app, renames)
+        .await
+        .map_err(&wrong)?
+    {
+        return conflict(
+            format!("handler `{former}` of group `{group}` (here it is in `formerly`)"),
+            other,
+            "take the name out of `formerly`, or stop the other app first",
+        );
+    }
     let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
     if let Some((name, other)) = scheduled_tasks::other_app(connection, namespace, app, &names)
         .await
@@ -229,6 +247,37 @@ fn handler_rows(routes: &[Route]) -> Value {
         .collect()
 }
 
+fn renames(routes: &[Route]) -> Vec<Rename> {
+    let renames = routes.iter().flat_map(|route| {
+        route.descriptor.formerly.iter().map(|former| Rename {
+            group: route.group.clone(),
+            former: (*former).to_owned(),
+            handler: route.name().to_owned(),
+            event_type: route.event_type.clone(),
+        })
+    });
+    renames.collect()
+}
+
+fn task_renames(routes: &[Route], tasks: &[&'static TaskDescriptor]) -> Vec<TaskRename> {
+    let rename = |former: &&str, name: &str, event_type: Option<&String>| TaskRename {
+        former: (*former).to_owned(),
+        name: name.to_owned(),
+        event_type: event_type.cloned(),
+    };
+    let functions = routes
+        .iter()
+        .filter(|route| matches!(route.descriptor.trigger, Trigger::Cron(_)))
+        .flat_map(|route| {
+            let formerly = route.descriptor.formerly.iter();
+            formerly.map(move |former| rename(former, route.name(), Some(&route.event_type)))
+        });
+    let emitting = tasks
+        .iter()
+        .flat_map(|task| task.formerly.iter().map(|f| rename(f, task.name, None)));
+    functions.chain(emitting).collect()
+}
+
 fn declared_tasks(routes: &[Route], now: Timestamp) -> Result<Vec<DeclaredTask>, StartError> {
     let mut tasks = Vec::new();
     for route in routes {
@@ -249,9 +298,8 @@ fn declared_tasks(routes: &[Route], now: Timestamp) -> Result<Vec<DeclaredTask>,
     Ok(tasks)
 }
 
-fn event_type_rows(app: &App) -> Vec<EventTypeRow> {
-    let mut rows: Vec<EventTypeRow> = app
-        .events
+fn event_type_rows(events: &[&'static EventDescriptor]) -> Vec<EventTypeRow> {
+    let mut rows: Vec<EventTypeRow> = events
         .iter()
         .map(|event| {
             let schema = (event.schema)().to_value();
@@ -268,7 +316,7 @@ fn event_type_rows(app: &App) -> Vec<EventTypeRow> {
 }
 
 /// A hash of what a schema accepts: words for people do not count, nor does the order of fields.
-fn fingerprint(schema: &Value) -> String {
+pub(super) fn fingerprint(schema: &Value) -> String {
     fn essence(value: &Value, inside_properties: bool) -> Value {
         match value {
             Value::Object(fields) => {
@@ -316,7 +364,12 @@ fn hash(text: &str) -> String {
 }
 
 /// What tells this version of the app from others: a hash of all that it declares.
-fn build_id(app: &App, routes: &[Route], event_types: &[EventTypeRow]) -> String {
+fn build_id(
+    app: &App,
+    selected: &Selected,
+    routes: &[Route],
+    event_types: &[EventTypeRow],
+) -> String {
     let mut lines: Vec<String> = routes
         .iter()
         .map(|route| {
@@ -330,11 +383,25 @@ fn build_id(app: &App, routes: &[Route], event_types: &[EventTypeRow]) -> String
                 ..
             } = route;
             format!(
-                "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency}",
+                "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency} {:?}",
                 route.name(),
-                route.descriptor.trigger_text()
+                route.descriptor.trigger_text(),
+                route.descriptor.formerly
             )
         })
+        .chain(selected.tasks.iter().map(|task| {
+            let EventMeta {
+                event_type,
+                version,
+                ..
+            } = task.event.meta;
+            // Validated before.
+            let payload = (task.payload)(app.max_payload()).map(|payload| payload.text);
+            format!(
+                "{} {event_type}@{version} {:?} {:?} {:?}",
+                task.name, task.schedule, payload.ok(), task.formerly
+            )
+        }))
         .chain(
             event_types
                 .iter()

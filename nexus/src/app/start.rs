@@ -1,8 +1,10 @@
 use std::{
     any::Any,
+    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
 
+use nexus_migrations::MigrateError;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -51,7 +53,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     };
     let database = Database::from_url(&url, source)?;
     database.migrate().await.map_err(|error| match error {
-        ConnectError::Schema(error) => StartError::Schema(error),
+        ConnectError::Schema(error) => unusable_schema(error, embedded.as_ref()),
         other => StartError::Connect(other),
     })?;
     let pool = database.pool(config.pool_size).await?;
@@ -117,11 +119,22 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
 /// or beats with.
 const OWN_CONNECTIONS: u32 = 4;
 
+/// Names the folder to delete, where the data are development data in a folder of ours.
+fn unusable_schema(error: MigrateError, embedded: Option<&Embedded>) -> StartError {
+    match (embedded.and_then(Embedded::folder), error) {
+        (Some(folder), MigrateError::Edited { name }) => StartError::EmbeddedSchema {
+            migration: name,
+            folder,
+        },
+        (_, error) => StartError::Schema(error),
+    }
+}
+
 /// The database that is started when no URL is given.
 struct Embedded {
     url: String,
     #[cfg(feature = "embedded")]
-    _server: nexus_embedded::Source,
+    server: nexus_embedded::Source,
 }
 
 impl Embedded {
@@ -136,7 +149,7 @@ impl Embedded {
         tracing::info!("{server}");
         Ok(Self {
             url: server.url(),
-            _server: server,
+            server,
         })
     }
 
@@ -144,6 +157,23 @@ impl Embedded {
     #[expect(clippy::unused_async, reason = "it is, with the feature")]
     async fn start() -> Result<Self, StartError> {
         Err(StartError::NoDatabase)
+    }
+
+    /// All there is of it on disk.
+    #[cfg(feature = "embedded")]
+    fn folder(&self) -> Option<PathBuf> {
+        match &self.server {
+            nexus_embedded::Source::Embedded(server) => {
+                server.data_folder().parent().map(Into::into)
+            }
+            _ => None,
+        }
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    #[expect(clippy::unused_self, reason = "it is used, with the feature")]
+    fn folder(&self) -> Option<PathBuf> {
+        None
     }
 }
 
@@ -153,24 +183,19 @@ pub(super) fn environment(variable: &str) -> Option<String> {
     Some(value.to_string_lossy().into_owned())
 }
 
-/// One line that says what was collected: a crate that was not linked is missing here.
+/// One line that says how much was collected from which crates, so that one that was not linked is missed;
+/// and what it was, a line each.
 fn log_collected(app: &App, node: &str, namespace: &str, database: &Database) {
-    let mut crates: Vec<&str> = app
-        .handlers
-        .iter()
-        .map(|handler| handler.origin.crate_name)
-        .collect();
-    crates.sort_unstable();
-    crates.dedup();
+    let description = app.describe();
     tracing::info!(
         app = app.name,
         namespace,
         node,
         database = database.target(),
-        "collected {} handlers, {} event types and {} tasks that emit from crates {}",
-        app.handlers.len(),
-        app.events.len(),
-        app.tasks.len(),
-        crates.join(", ")
+        "collected {}",
+        description.summary()
     );
+    for line in description.lines() {
+        tracing::debug!("collected {line}");
+    }
 }

@@ -177,7 +177,7 @@ impl Client {
             .map_err(failed(doing))?;
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
-            let waiting = subscriptions::waiting(&mut connection, &row.queue, &row.handler)
+            let waiting = subscriptions::waiting(&mut connection, row.subscription_id, &row.queue)
                 .await
                 .map_err(failed(doing))?;
             found.push(Subscription {

@@ -192,8 +192,8 @@ impl EnvelopeMeta {
         self.read_count
     }
 
-    /// Names this delivery of this event to this handler, the same for every attempt: the key for
-    /// idempotent calls to other systems.
+    /// Names this delivery of this event to this handler, the same for every attempt, also if the
+    /// handler was renamed in between: the key for idempotent calls to other systems.
     #[must_use]
     pub fn delivery_key(&self) -> String {
         let Self {
@@ -204,7 +204,9 @@ impl EnvelopeMeta {
         } = self;
         format!(
             "{}/{}/{group}/{}",
-            body.namespace, headers.event_id, headers.handler
+            body.namespace,
+            headers.event_id,
+            headers.formerly.as_deref().unwrap_or(&headers.handler)
         )
     }
 
@@ -234,6 +236,9 @@ pub(crate) struct Headers {
     pub(crate) event_id: i64,
     pub(crate) subscription: i64,
     pub(crate) handler: String,
+    /// The handler's name when the message was made, if it has another one now.
+    #[serde(default)]
+    pub(crate) formerly: Option<String>,
     pub(crate) event_version: u32,
     #[serde(default)]
     pub(crate) attempts: u32,

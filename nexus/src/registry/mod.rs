@@ -4,12 +4,14 @@
 //! fit together is found by `validate`, all of it at once, before anything runs.
 
 mod collect;
+mod explicit;
 mod validate;
 
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
+pub use explicit::{CronItem, Derived, Initial};
+pub(crate) use validate::{Parts, known, tick_event_type, validate};
 pub use validate::{Problem, Problems};
-pub(crate) use validate::{tick_event_type, validate};
 
 use std::time::Duration;
 

@@ -6,7 +6,8 @@ use crate::{
     schedule::{Schedule, ScheduleError},
     store::{
         nodes,
-        scheduled_tasks::{self, TaskRow},
+        renames::{self, Outcome, Rename},
+        scheduled_tasks::{self, TaskRename, TaskRow},
         subscriptions::{self, EventTypeRow},
     },
 };
@@ -18,6 +19,10 @@ pub(crate) struct Declaration {
     /// `[{"group", "handler", "eventType", "eventVersion"}]`.
     pub(crate) handlers: Value,
     pub(crate) tasks: Vec<DeclaredTask>,
+    /// Former names of handlers.
+    pub(crate) renames: Vec<Rename>,
+    /// Former names of scheduled tasks.
+    pub(crate) task_renames: Vec<TaskRename>,
 }
 
 /// A `#[cron]` function.
@@ -64,9 +69,62 @@ impl Declaration {
                 Err(error) => tracing::error!(task = task.name, %error, "not scheduled"),
             }
         }
+        self.rename(node, connection).await?;
         subscriptions::declare_event_types(connection, namespace, app, &self.event_types).await?;
         subscriptions::subscribe(connection, namespace, app, &self.handlers).await?;
         scheduled_tasks::declare(connection, namespace, app, &tasks).await?;
         Ok(true)
+    }
+
+    /// Gives subscriptions and scheduled tasks of former names to the handlers and tasks that have them now.
+    /// A build from before a rename, which defines the app after a roll-back, takes it back.
+    async fn rename(&self, node: &nodes::Node, connection: &mut PgConnection) -> sqlx::Result<()> {
+        let nodes::Node { namespace, app, .. } = node;
+        let taken_back = renames::taken_back(connection, namespace, &self.handlers).await?;
+        let mut task_renames = self.task_renames.clone();
+        // The ticks of a function are events named for it.
+        task_renames.extend(
+            taken_back
+                .iter()
+                .filter(|rename| rename.event_type.starts_with("tick."))
+                .map(|rename| TaskRename {
+                    former: rename.former.clone(),
+                    name: rename.handler.clone(),
+                    event_type: Some(rename.event_type.clone()),
+                }),
+        );
+        for rename in taken_back.iter().chain(&self.renames) {
+            let Rename {
+                group,
+                former,
+                handler,
+                ..
+            } = rename;
+            match renames::apply(connection, namespace, app, rename).await? {
+                None => {}
+                Some(Outcome::Renamed) => {
+                    tracing::info!(
+                        group,
+                        former,
+                        handler,
+                        "a handler is renamed, its messages follow"
+                    );
+                }
+                Some(Outcome::Merged) => tracing::warn!(
+                    group,
+                    former,
+                    handler,
+                    "a handler and its former name were both subscribed; what only the former name was sent goes to the handler"
+                ),
+                Some(Outcome::OtherEvent(event_type)) => tracing::warn!(
+                    group,
+                    former,
+                    handler,
+                    "not renamed: the former name stands for `{event_type}`, which the handler does not take; what is sent to it waits"
+                ),
+            }
+        }
+        renames::forget_names_in_use(connection, namespace, &self.handlers).await?;
+        scheduled_tasks::rename(connection, namespace, app, &task_renames).await
     }
 }

@@ -5,7 +5,8 @@
 //! - [`settle`] stores the verdicts, many in one statement.
 //! - [`lease`] keeps claimed messages ours, and the node alive, from a thread of its own.
 //! - [`scheduler`] fires ticks, [`adopter`] takes in what foreign programs send, [`caretaker`]
-//!   does what has to be done from time to time, [`listener`] hears the doorbell.
+//!   does what has to be done from time to time, [`renamer`] moves what carries a former name of a
+//!   handler, [`listener`] hears the doorbell.
 //!
 //! A message is in exactly one place at a time: in its queue, in a worker's buffer, in an attempt,
 //! or on its way to be settled. From the claim until it is settled its lease is held by [`lease`].
@@ -16,6 +17,7 @@ mod caretaker;
 mod declaration;
 mod lease;
 mod listener;
+mod renamer;
 mod scheduler;
 mod settle;
 mod worker;
@@ -41,7 +43,7 @@ use tokio_util::{
 use crate::{
     client::Client,
     handler::Shared,
-    registry::HandlerDescriptor,
+    registry::{HandlerDescriptor, Trigger},
     retry::RetryPolicy,
     store::{self, nodes},
 };
@@ -66,6 +68,14 @@ pub(crate) struct Route {
 impl Route {
     pub(crate) fn name(&self) -> &'static str {
         self.descriptor.name
+    }
+
+    /// Whether a message of this event type can be for the handler. A tick is named for the function,
+    /// which may have had another name when it was fired.
+    pub(crate) fn takes(&self, event_type: &str) -> bool {
+        event_type == self.event_type
+            || matches!(self.descriptor.trigger, Trigger::Cron(_))
+                && event_type.starts_with("tick.")
     }
 }
 
@@ -221,6 +231,7 @@ pub(crate) fn start(
     services.spawn(until().run_until_cancelled_owned(scheduler::run(Arc::clone(&node))));
     services.spawn(until().run_until_cancelled_owned(caretaker::run(Arc::clone(&node))));
     services.spawn(until().run_until_cancelled_owned(listener::run(Arc::clone(&node))));
+    services.spawn(until().run_until_cancelled_owned(renamer::run(Arc::clone(&node))));
     for tracker in [&workers, &services, &settlers] {
         tracker.close();
     }

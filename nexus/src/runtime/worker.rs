@@ -488,7 +488,7 @@ impl Claimer {
                 );
             }
         };
-        if raw.body.event_type != route.event_type {
+        if !route.takes(&raw.body.event_type) {
             let error = format!(
                 "the message is a `{}`, the handler takes `{}`",
                 raw.body.event_type, route.event_type

@@ -4,6 +4,7 @@
 //! - [`queue`]: claim, extend, and the verdicts that end an attempt.
 //! - [`dead_letters`]: list and redrive.
 //! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
+//! - [`renames`]: handlers that had another name before.
 //! - [`maintenance`]: what has to be done from time to time.
 //! - [`notify`]: the doorbell.
 //!
@@ -16,6 +17,7 @@ pub(crate) mod maintenance;
 pub(crate) mod nodes;
 pub(crate) mod notify;
 pub(crate) mod queue;
+pub(crate) mod renames;
 pub(crate) mod scheduled_tasks;
 pub(crate) mod subscriptions;
 

@@ -161,6 +161,14 @@ pub(crate) async fn prepare_to_claim(connection: &mut PgConnection) -> sqlx::Res
         .map(drop)
 }
 
+/// The same for the transaction.
+pub(crate) async fn walk_the_index(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql("set local enable_seqscan = off; set local jit = off")
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
 /// Extends leases and returns the messages that are still ours.
 ///
 /// `skip locked`, because a completion that is not committed yet would hold up all the others. What

@@ -188,3 +188,44 @@ pub(crate) async fn now(connection: &mut PgConnection) -> sqlx::Result<jiff::Tim
         .await
         .map(timestamp)
 }
+
+/// A scheduled task that had another name before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TaskRename {
+    pub(crate) former: String,
+    pub(crate) name: String,
+    /// The ticks of a `#[cron]` function are named for it; `None` for a task that emits.
+    pub(crate) event_type: Option<String>,
+}
+
+/// Gives tasks of the app their new names. They keep their ids, and so their ticks and history, and their
+/// next runs. Where a task of the new name exists, both stay as they are.
+pub(crate) async fn rename(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    renames: &[TaskRename],
+) -> sqlx::Result<()> {
+    // Of several former names of one task the first that exists is taken.
+    sqlx::query(
+        "update core.scheduled_tasks t
+         set name = r.name, event_type = coalesce(r.event_type, t.event_type), app = $2, updated_at = core.now()
+         from (select distinct on (r.name) r.*
+               from unnest($3::text[], $4::text[], $5::text[]) with ordinality as r (former, name, event_type, n)
+               join core.scheduled_tasks f on f.namespace = $1 and f.name = r.former
+               order by r.name, r.n) r
+         where t.namespace = $1 and t.name = r.former
+           and not exists (select from core.scheduled_tasks o where o.namespace = $1 and o.name = r.name)
+           and (t.app = $2 or not exists (
+               select from core.nodes n
+               where n.namespace = t.namespace and n.app = t.app and core.is_live(n.last_heartbeat)))",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(renames.iter().map(|rename| rename.former.as_str()).collect::<Vec<_>>())
+    .bind(renames.iter().map(|rename| rename.name.as_str()).collect::<Vec<_>>())
+    .bind(renames.iter().map(|rename| rename.event_type.as_deref()).collect::<Vec<_>>())
+    .execute(connection)
+    .await
+    .map(drop)
+}

@@ -186,18 +186,24 @@ pub(crate) async fn list(
         .collect())
 }
 
-/// How many messages wait for a handler.
+/// How many messages wait for a handler, under a former name of it as well.
 pub(crate) async fn waiting(
     connection: &mut PgConnection,
+    subscription_id: i64,
     queue: &str,
-    handler: &str,
 ) -> sqlx::Result<i64> {
     let text = format!(
-        "select count(*) from {table} where headers ->> 'handler' = $1",
+        "select count(*) from {table} q
+         where q.headers ->> 'handler' in (
+             select s.handler from core.subscriptions s where s.subscription_id = $1
+             union
+             select r.former from core.subscriptions s
+             join core.renames r using (namespace, group_name, handler)
+             where s.subscription_id = $1)",
         table = table(queue)
     );
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
-        .bind(handler)
+        .bind(subscription_id)
         .fetch_one(connection)
         .await
 }

@@ -20,7 +20,10 @@
 //! # }
 //! ```
 
+mod checks;
 mod server;
+
+pub use checks::{assert_catalogue, assert_valid};
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},

@@ -3,6 +3,9 @@
 use nexus::prelude::*;
 
 #[cron("@daily")]
-struct Cleanup;
+mod cleanup {}
+
+#[cron("@daily")]
+type Cleanup = u8;
 
 fn main() {}

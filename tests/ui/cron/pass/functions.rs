@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nexus::{
-    __private::{CronDescriptor, HANDLERS, HandlerDescriptor, Trigger},
+    __private::{CronDescriptor, HANDLERS, HandlerDescriptor, Misfire, Trigger},
     prelude::*,
 };
 
@@ -37,6 +37,16 @@ async fn every_hour(client: Client, _: Tick) -> Emit<ReportRequested> {
     drop(client);
     Emit(ReportRequested)
 }
+
+#[cron("@hourly", misfire = "fire_all(3)", grace = 5m)]
+#[cron(
+    "@daily",
+    name = "every_day",
+    formerly = "daily",
+    group = "office",
+    max_attempts = 2
+)]
+async fn several_times(_: Tick) {}
 
 fn find(name: &str) -> (&'static HandlerDescriptor, &'static CronDescriptor) {
     let handler = HANDLERS.iter().find(|handler| handler.name == name);
@@ -74,4 +84,17 @@ fn cron_functions_take_the_options_of_handlers() {
 fn arguments_are_optional() {
     assert!(!find("every_five_minutes").0.uses_tx);
     assert_eq!(find("every_hour").1.expression, "@hourly");
+}
+
+#[test]
+fn each_attribute_is_a_task() {
+    let ((hourly, often), (daily, rarely)) = (find("several_times"), find("every_day"));
+    assert_eq!((often.expression, rarely.expression), ("@hourly", "@daily"));
+    assert_eq!(often.misfire, Some(Misfire::FireAll { cap: 3 }));
+    assert_eq!(often.grace, Some(Duration::from_mins(5)));
+    assert_eq!((rarely.misfire, rarely.grace), (None, None));
+    assert_eq!((hourly.group, daily.group), (None, Some("office")));
+    assert_eq!(daily.options.max_attempts, Some(2));
+    assert!(hourly.formerly.is_empty());
+    assert_eq!(daily.formerly, ["daily"]);
 }

@@ -14,6 +14,7 @@ struct Tested;
 #[handler(
     group = "billing-eu",
     name = "with_all_options",
+    formerly = ["all-options", "options"],
     max_attempts = 5,
     backoff = "exponential(1s..1h 30m)",
     timeout = "1m 30s",
@@ -21,7 +22,7 @@ struct Tested;
 )]
 async fn all(_: Tested) {}
 
-#[handler(timeout = 250ms, backoff = fixed(5s),)]
+#[handler(timeout = 250ms, backoff = fixed(5s), formerly = "unquoted",)]
 async fn without_quotes(_: Tested) {}
 
 #[handler()]
@@ -38,6 +39,7 @@ fn find(name: &str) -> &'static HandlerDescriptor {
 fn options_are_stored_as_written() {
     let handler = find("with_all_options");
     assert_eq!(handler.group, Some("billing-eu"));
+    assert_eq!(handler.formerly, ["all-options", "options"]);
     assert!(handler.origin.rust_path.ends_with("::all"));
     let options = &handler.options;
     assert_eq!(

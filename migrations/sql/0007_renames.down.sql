@@ -1,0 +1,3 @@
+-- What still carries a former name waits for a handler of that name.
+
+drop table core.renames;

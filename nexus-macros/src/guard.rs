@@ -1,0 +1,67 @@
+//! Names that a crate may declare once: a second declaration is an error of the compiler that
+//! points at both.
+//!
+//! No macro sees another use of itself. So each declaration exports a macro of its own, which
+//! nobody calls and whose name says what is declared: exported macros of a crate share one
+//! namespace, whatever module or function they stand in. Across crates nothing clashes; there
+//! `app!` and the start of an app look for duplicates.
+//!
+//! Names and groups hold no `__` and begin with a letter, so runs of `_` can join and escape: two
+//! join, four stand for `-`, and different declarations have different macros.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::quote_spanned;
+
+/// Reserves an event type and version; `at` is where it is declared.
+pub(crate) fn event(event_type: &str, version: u32, at: Span) -> TokenStream {
+    let event_type = event_type.replace('.', "__");
+    reserve(&format!("nexus_event_type__{event_type}__v{version}"), at)
+}
+
+/// Reserves the name of a handler in its group.
+pub(crate) fn handler(group: Option<&str>, name: &str, at: Span) -> TokenStream {
+    let group = group.map(|group| format!("__{group}")).unwrap_or_default();
+    reserve(&format!("nexus_handler{group}__{name}"), at)
+}
+
+/// Reserves the name of a scheduled task.
+pub(crate) fn task(name: &str, at: Span) -> TokenStream {
+    reserve(&format!("nexus_cron__{name}"), at)
+}
+
+fn reserve(name: &str, at: Span) -> TokenStream {
+    // The whole item has the span: rustc underlines the item, not its name. As that of the constant
+    // beside the item, so that rustc tells only once that both are there twice.
+    let at = at.resolved_at(Span::call_site());
+    let ident = Ident::new(&name.replace('-', "____"), at);
+    quote_spanned! {at=>
+        #[doc(hidden)]
+        #[allow(non_local_definitions)]
+        #[macro_export]
+        macro_rules! #ident {
+            () => {};
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn different_declarations_have_different_macros() {
+        let at = Span::call_site;
+        let names = ["a", "b", "a-b", "a_b", "a_", "a-", "b_", "a-b-c", "a_b-c"];
+        let mut seen: HashMap<String, (Option<&str>, &str)> = HashMap::new();
+        for group in names.iter().copied().map(Some).chain([None]) {
+            for name in names {
+                let tokens = handler(group, name, at()).to_string();
+                if let Some(other) = seen.insert(tokens, (group, name)) {
+                    panic!("{other:?} and {:?} share a macro", (group, name));
+                }
+            }
+        }
+    }
+}

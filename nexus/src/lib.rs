@@ -44,6 +44,7 @@
 //! |---|---|
 //! | `macros` (default) | the derive and the attributes |
 //! | `embedded` | without a database URL, start a PostgreSQL that is installed on the machine |
+//! | `download` | where none is installed, download one; includes `embedded`, and brings an HTTP client with TLS |
 //! | `testing` | the test kit; includes `embedded` |
 
 pub mod app;

@@ -19,7 +19,11 @@ pub mod retries {}
 #[doc = include_str!("guide/schedules.md")]
 pub mod schedules {}
 
-#[doc = include_str!("guide/testing.md")]
+#[cfg_attr(feature = "testing", doc = include_str!("guide/testing.md"))]
+#[cfg_attr(
+    not(feature = "testing"),
+    doc = "About the test kit; this page comes with the feature `testing`."
+)]
 pub mod testing {}
 
 #[doc = include_str!("guide/deploying.md")]

@@ -3,7 +3,7 @@
 //! Every node looks; row locks keep them apart, and the unique key of `core.ticks` holds even if
 //! the clock or a restart makes a task due twice.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use sqlx::{Acquire, PgConnection, types::Uuid};
@@ -105,7 +105,7 @@ async fn fire(tx: &mut PgConnection, namespace: &str, due: &[Due]) -> sqlx::Resu
         let at = match task.at.map_or_else(|| schedule.next_after(task.after), Ok) {
             Ok(at) if at <= task.now => at,
             Ok(at) => {
-                next_runs.push((task.task_id, at, false));
+                next_runs.push((task.task_id, at));
                 continue;
             }
             Err(error) => {
@@ -122,22 +122,25 @@ async fn fire(tx: &mut PgConnection, namespace: &str, due: &[Due]) -> sqlx::Resu
             );
             scheduled_tasks::leave_out(tx, task.task_id, left_out).await?;
         }
-        let is_fired = !firing.due.is_empty();
         ticks.extend(firing.due.into_iter().map(|due_at| (task.task_id, due_at)));
         match firing.next {
-            Ok(next) => next_runs.push((task.task_id, next, is_fired)),
+            Ok(next) => next_runs.push((task.task_id, next)),
             Err(error) => failed.push(fail(&error)),
         }
     }
     let mut queues = Vec::new();
+    let mut fired = HashSet::new();
     if !ticks.is_empty() {
         let event_ids;
         (event_ids, queues) = scheduled_tasks::fire(tx, namespace, &ticks).await?;
         for ((task_id, due_at), event_id) in ticks.iter().zip(event_ids) {
             tracing::debug!(%task_id, %due_at, event_id, "fired a tick");
+            if event_id.is_some() {
+                fired.insert(*task_id);
+            }
         }
     }
-    scheduled_tasks::set_next_runs(tx, &next_runs).await?;
+    scheduled_tasks::set_next_runs(tx, &next_runs, &fired).await?;
     for (task_id, error) in &failed {
         scheduled_tasks::deactivate(tx, *task_id, error).await?;
     }

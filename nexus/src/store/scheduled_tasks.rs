@@ -1,6 +1,6 @@
 //! Scheduled tasks and their ticks.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use sqlx::{PgConnection, Row, types::Uuid};
 
@@ -240,14 +240,15 @@ pub(crate) async fn fire(
     .await
 }
 
-/// Sets when tasks are due next; `true` for those that were fired.
+/// Sets when tasks are due next, and that those of `fired` have run.
 pub(crate) async fn set_next_runs(
     connection: &mut PgConnection,
-    next: &[(Uuid, jiff::Timestamp, bool)],
+    next: &[(Uuid, jiff::Timestamp)],
+    fired: &HashSet<Uuid>,
 ) -> sqlx::Result<()> {
     let task_ids: Vec<Uuid> = next.iter().map(|next| next.0).collect();
     let next_run_at: Vec<i64> = next.iter().map(|next| next.1.as_microsecond()).collect();
-    let is_fired: Vec<bool> = next.iter().map(|next| next.2).collect();
+    let is_fired: Vec<bool> = next.iter().map(|next| fired.contains(&next.0)).collect();
     sqlx::query(
         "update core.scheduled_tasks t
          set next_run_at = timestamptz 'epoch' + n.next_run_at * interval '1 microsecond',
@@ -324,6 +325,197 @@ pub(crate) async fn now(connection: &mut PgConnection) -> sqlx::Result<jiff::Tim
         .fetch_one(connection)
         .await
         .map(timestamp)
+}
+
+/// A task as it is stored.
+#[derive(Debug)]
+pub(crate) struct StoredTask {
+    pub(crate) task_id: Uuid,
+    pub(crate) name: String,
+    pub(crate) app: Option<String>,
+    pub(crate) expression: String,
+    pub(crate) time_zone: Option<String>,
+    pub(crate) event_type: String,
+    pub(crate) event_version: u32,
+    pub(crate) misfire: Misfire,
+    pub(crate) grace: Duration,
+    pub(crate) scheduler: String,
+    pub(crate) active: bool,
+    pub(crate) removed_at: Option<jiff::Timestamp>,
+    pub(crate) paused_at: Option<jiff::Timestamp>,
+    pub(crate) next_run_at: Option<jiff::Timestamp>,
+    pub(crate) last_run_at: Option<jiff::Timestamp>,
+    pub(crate) last_error: Option<String>,
+}
+
+/// The tasks of the namespace in the order of their names, or only the one of this name.
+pub(crate) async fn list(
+    connection: &mut PgConnection,
+    namespace: &str,
+    name: Option<&str>,
+) -> sqlx::Result<Vec<StoredTask>> {
+    let rows = sqlx::query(
+        "select task_id, name, app, cron_expression, timezone, event_type, event_version,
+                misfire_policy, misfire_cap, grace_ms, scheduler, active,
+                (extract(epoch from removed_at) * 1000000)::bigint,
+                (extract(epoch from paused_at) * 1000000)::bigint,
+                (extract(epoch from next_run_at) * 1000000)::bigint,
+                (extract(epoch from last_run_at) * 1000000)::bigint,
+                last_error
+         from core.scheduled_tasks
+         where namespace = $1 and ($2::text is null or name = $2)
+         order by name",
+    )
+    .bind(namespace)
+    .bind(name)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| StoredTask {
+            task_id: row.get(0),
+            name: row.get(1),
+            app: row.get(2),
+            expression: row.get(3),
+            time_zone: row.get(4),
+            event_type: row.get(5),
+            event_version: row.get::<i32, _>(6).unsigned_abs(),
+            misfire: misfire(row.get(7), row.get(8)),
+            grace: Duration::from_millis(row.get::<i64, _>(9).unsigned_abs()),
+            scheduler: row.get(10),
+            active: row.get(11),
+            removed_at: row.get::<Option<i64>, _>(12).map(timestamp),
+            paused_at: row.get::<Option<i64>, _>(13).map(timestamp),
+            next_run_at: row.get::<Option<i64>, _>(14).map(timestamp),
+            last_run_at: row.get::<Option<i64>, _>(15).map(timestamp),
+            last_error: row.get(16),
+        })
+        .collect())
+}
+
+/// Pauses a task, unless it is paused; false if there is none of this name.
+pub(crate) async fn pause(
+    connection: &mut PgConnection,
+    namespace: &str,
+    name: &str,
+) -> sqlx::Result<bool> {
+    sqlx::query(
+        "update core.scheduled_tasks set paused_at = coalesce(paused_at, core.now())
+         where namespace = $1 and name = $2",
+    )
+    .bind(namespace)
+    .bind(name)
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected() > 0)
+}
+
+/// Locks a task until the transaction ends.
+pub(crate) async fn lock(
+    connection: &mut PgConnection,
+    namespace: &str,
+    name: &str,
+) -> sqlx::Result<()> {
+    sqlx::query("select from core.scheduled_tasks where namespace = $1 and name = $2 for update")
+        .bind(namespace)
+        .bind(name)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Resumes a task that is paused; what came due meanwhile is not fired.
+pub(crate) async fn resume(
+    connection: &mut PgConnection,
+    task_id: Uuid,
+    next_run_at: jiff::Timestamp,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "update core.scheduled_tasks
+         set paused_at = null, next_run_at = timestamptz 'epoch' + $2 * interval '1 microsecond'
+         where task_id = $1 and paused_at is not null",
+    )
+    .bind(task_id)
+    .bind(next_run_at.as_microsecond())
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Emits a task's event now: its id, and the queues that it goes to. `None` if the task is gone.
+pub(crate) async fn run_now(
+    connection: &mut PgConnection,
+    task_id: Uuid,
+) -> sqlx::Result<Option<(i64, Vec<String>)>> {
+    sqlx::query_as(
+        "select core.run_task_now(t.task_id), array(
+             select distinct s.queue_name from core.subscriptions s
+             where s.namespace = t.namespace and s.event_type = t.event_type)
+         from core.scheduled_tasks t
+         where t.task_id = $1",
+    )
+    .bind(task_id)
+    .fetch_optional(connection)
+    .await
+}
+
+/// Removes a task with its history, unless an app declares it; false if there is none of this name.
+pub(crate) async fn remove(
+    connection: &mut PgConnection,
+    namespace: &str,
+    name: &str,
+) -> sqlx::Result<bool> {
+    sqlx::query(
+        "delete from core.scheduled_tasks
+         where namespace = $1 and name = $2 and (app is null or removed_at is not null)",
+    )
+    .bind(namespace)
+    .bind(name)
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected() > 0)
+}
+
+/// What became of a due time, or of several that were left out.
+#[derive(Debug)]
+pub(crate) struct StoredTick {
+    pub(crate) due_at: jiff::Timestamp,
+    pub(crate) fired_at: jiff::Timestamp,
+    pub(crate) event_id: Option<i64>,
+    pub(crate) is_manual: bool,
+    pub(crate) left_out_from: Option<jiff::Timestamp>,
+    pub(crate) left_out: Option<i64>,
+}
+
+/// The newest ticks of a task.
+pub(crate) async fn history(
+    connection: &mut PgConnection,
+    task_id: Uuid,
+    limit: i64,
+) -> sqlx::Result<Vec<StoredTick>> {
+    let rows = sqlx::query(
+        "select (extract(epoch from due_at) * 1000000)::bigint,
+                (extract(epoch from fired_at) * 1000000)::bigint,
+                event_id, is_manual,
+                (extract(epoch from left_out_from) * 1000000)::bigint,
+                left_out
+         from core.ticks where task_id = $1 order by due_at desc limit $2",
+    )
+    .bind(task_id)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| StoredTick {
+            due_at: timestamp(row.get(0)),
+            fired_at: timestamp(row.get(1)),
+            event_id: row.get(2),
+            is_manual: row.get(3),
+            left_out_from: row.get::<Option<i64>, _>(4).map(timestamp),
+            left_out: row.get(5),
+        })
+        .collect())
 }
 
 /// A scheduled task that had another name before.

@@ -152,6 +152,7 @@ async fn a_tick_is_what_the_client_would_have_emitted() {
         .await
         .unwrap();
     let client = node.client();
+    client.pause_schedule("close_of_day").await.unwrap();
     let task_id = client
         .schedule("tills", "0 * * * *", &books("north"))
         .await
@@ -496,10 +497,12 @@ async fn a_clock_that_goes_back_fires_nothing_twice() {
         fired(&client, "every_hour").await,
         [first, first + minutes(60), third]
     );
-    let events: i64 = sqlx::query_scalar("select count(*) from core.event_log")
-        .fetch_one(client.pool())
-        .await
-        .unwrap();
+    let events: i64 = sqlx::query_scalar(
+        "select count(*) from core.event_log where event_type = 'tick.shop.every_hour'",
+    )
+    .fetch_one(client.pool())
+    .await
+    .unwrap();
     assert_eq!(events, 3);
     node.shutdown().await;
 }
@@ -885,4 +888,48 @@ async fn a_tick_that_was_fired_before_is_left_out_of_a_set() {
         .await
         .unwrap();
     assert_eq!(logged, 2);
+}
+
+#[tokio::test]
+async fn a_transaction_that_fails_while_it_fires_loses_and_doubles_nothing() {
+    let database = TestDatabase::new().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    let node = nexus::start(app(&database, &["close_books"], &sender))
+        .await
+        .unwrap();
+    let client = node.client();
+    client.pause_schedule("close_of_day").await.unwrap();
+    client
+        .schedule("tills", "@daily", &books("north"))
+        .await
+        .unwrap();
+    // The last thing of such a transaction fails, as if the connection were lost.
+    sqlx::raw_sql(
+        "create sequence attempts;
+         create function fail() returns trigger language plpgsql as $$
+         begin
+             if nextval('attempts') <= 3 then
+                 raise 'broken';
+             end if;
+             return new;
+         end $$;
+         create trigger fail before update of next_run_at on core.scheduled_tasks
+             for each row execute function fail()",
+    )
+    .execute(client.pool())
+    .await
+    .unwrap();
+    let due_at = next_run(client, "tills").await;
+    advance_to(&database, client.pool(), due_at).await;
+    let handled = within("the tick is handled", saw.recv()).await.unwrap();
+    assert_eq!(handled.2, Some(due_at));
+    within("all is settled", node.idle()).await.unwrap();
+    assert!(saw.try_recv().is_err());
+    assert_eq!(fired(client, "tills").await, [due_at]);
+    let attempts: i64 = sqlx::query_scalar("select last_value from attempts")
+        .fetch_one(client.pool())
+        .await
+        .unwrap();
+    assert_eq!(attempts, 4);
+    node.shutdown().await;
 }

@@ -142,7 +142,7 @@ async fn fire(tx: &mut PgConnection, namespace: &str, due: &[Due]) -> sqlx::Resu
     }
     scheduled_tasks::set_next_runs(tx, &next_runs, &fired).await?;
     for (task_id, error) in &failed {
-        scheduled_tasks::deactivate(tx, *task_id, error).await?;
+        scheduled_tasks::deactivate(tx, *task_id, error, fired.contains(task_id)).await?;
     }
     Ok(queues)
 }

@@ -286,19 +286,23 @@ pub(crate) async fn leave_out(
     .map(drop)
 }
 
-/// Stops a task that cannot be computed, so that it is not found due again and again.
+/// Stops a task that cannot be computed, so that it is not found due again and again. It may have been
+/// fired before, for the last time.
 pub(crate) async fn deactivate(
     connection: &mut PgConnection,
     task_id: Uuid,
     error: &str,
+    is_fired: bool,
 ) -> sqlx::Result<()> {
     sqlx::query(
         "update core.scheduled_tasks
-         set active = false, last_error = $2, next_run_at = null, updated_at = core.now()
+         set active = false, last_error = $2, next_run_at = null, updated_at = core.now(),
+             last_run_at = case when $3 then core.now() else last_run_at end
          where task_id = $1",
     )
     .bind(task_id)
     .bind(error)
+    .bind(is_fired)
     .execute(connection)
     .await
     .map(drop)

@@ -152,7 +152,6 @@ async fn a_tick_is_what_the_client_would_have_emitted() {
         .await
         .unwrap();
     let client = node.client();
-    client.pause_schedule("close_of_day").await.unwrap();
     let task_id = client
         .schedule("tills", "0 * * * *", &books("north"))
         .await
@@ -192,7 +191,7 @@ async fn a_tick_is_what_the_client_would_have_emitted() {
 async fn a_task_that_emits_is_declared_with_all_that_it_says() {
     let database = TestDatabase::new().await;
     let (sender, mut saw) = mpsc::unbounded_channel();
-    let node = nexus::start(app(&database, &["close_books"], &sender))
+    let node = nexus::start(app(&database, &["close_books", "close_of_day"], &sender))
         .await
         .unwrap();
     let client = node.client();
@@ -346,7 +345,7 @@ async fn a_changed_payload_is_what_a_missed_tick_carries() {
     let database = TestDatabase::new().await;
     let (sender, mut saw) = mpsc::unbounded_channel();
     let client = client(&database).await;
-    nexus::start(app(&database, &["close_books"], &sender))
+    nexus::start(app(&database, &["close_books", "close_of_day"], &sender))
         .await
         .unwrap()
         .shutdown()
@@ -354,7 +353,7 @@ async fn a_changed_payload_is_what_a_missed_tick_carries() {
     let due_at = next_run(&client, "close_of_day").await;
     advance_to(&database, client.pool(), due_at + minutes(30)).await;
     BUILD.set(2);
-    let node = nexus::start(app(&database, &["close_books"], &sender))
+    let node = nexus::start(app(&database, &["close_books", "close_of_day"], &sender))
         .await
         .unwrap();
     let handled = within("the tick is handled", saw.recv()).await.unwrap();
@@ -368,7 +367,7 @@ async fn an_old_build_that_restarts_takes_no_payload_back() {
     let client = client(&database).await;
     let start = |build| {
         BUILD.set(build);
-        nexus::start(app(&database, &["close_books"], &no_saw()))
+        nexus::start(app(&database, &["close_books", "close_of_day"], &no_saw()))
     };
     let stored = || async {
         let build: i32 = sqlx::query_scalar(
@@ -560,7 +559,7 @@ async fn a_paused_task_stays_paused_until_it_is_resumed() {
 async fn a_run_by_hand_moves_no_due_time() {
     let database = TestDatabase::new().await;
     let (sender, mut saw) = mpsc::unbounded_channel();
-    let node = nexus::start(app(&database, &["close_books"], &sender))
+    let node = nexus::start(app(&database, &["close_books", "close_of_day"], &sender))
         .await
         .unwrap();
     let client = node.client();
@@ -627,7 +626,7 @@ async fn the_same_name_again_changes_the_task() {
 async fn a_task_made_at_run_time_outlives_deployments() {
     let database = TestDatabase::new().await;
     let (sender, mut saw) = mpsc::unbounded_channel();
-    let start = || nexus::start(app(&database, &["close_books"], &sender));
+    let start = || nexus::start(app(&database, &["close_books", "close_of_day"], &sender));
     let node = start().await.unwrap();
     let payload = json!({ "shop": "north", "build": 7 });
     node.client()
@@ -898,7 +897,6 @@ async fn a_transaction_that_fails_while_it_fires_loses_and_doubles_nothing() {
         .await
         .unwrap();
     let client = node.client();
-    client.pause_schedule("close_of_day").await.unwrap();
     client
         .schedule("tills", "@daily", &books("north"))
         .await

@@ -10,7 +10,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::{App, StartError, select::Selected};
 use crate::{
     config::Config,
-    event::{EventDescriptor, EventMeta},
+    event::EventDescriptor,
     registry::{TaskDescriptor, TaskPayload, Trigger},
     runtime::{Declaration, DeclaredTask, Route},
     schedule,
@@ -310,16 +310,10 @@ fn declared_tasks(
         (task.name, task.origin, &task.schedule, event, payload)
     });
     let mut tasks = Vec::new();
-    let mut origins = BTreeMap::new();
     for (name, origin, cron, (event_type, event_version), payload) in functions.chain(emitting) {
         let refused = |reason: &dyn std::fmt::Display| StartError::Name {
             reason: format!("{reason}, in {origin}"),
         };
-        if let Some(other) = origins.insert(name, origin) {
-            return Err(refused(&format_args!(
-                "scheduled task `{name}` is declared by {other}, too: give one of them another `name`"
-            )));
-        }
         let payload = payload.map_err(|error| refused(&error))?;
         let task = DeclaredTask {
             name: name.to_owned(),

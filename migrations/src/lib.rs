@@ -53,6 +53,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     5 "0005_schedules",
     6 "0006_maintenance",
     7 "0007_renames",
+    8 "0008_schedules",
 ];
 
 /// The version that this build works with.

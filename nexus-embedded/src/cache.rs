@@ -34,23 +34,11 @@ pub(crate) struct Cache {
 impl Cache {
     /// The cache of this user; `None` if it has no home.
     pub(crate) fn locate() -> Result<Option<Self>, Error> {
-        let named = |variable| env::var_os(variable).filter(|folder| !folder.is_empty());
-        if let Some(folder) = named("NEXUS_PG_CACHE") {
-            let folder = std::path::absolute(&folder)
-                .map_err(Error::io("find the folder in NEXUS_PG_CACHE"))?;
-            return Ok(Some(Self { folder }));
-        }
-        let base = if account::own_uid()? == 0 {
-            Some(PathBuf::from(USUAL.1))
-        } else {
-            named("XDG_CACHE_HOME")
-                .map(PathBuf::from)
-                .or_else(|| Some(Path::new(&named("HOME")?).join(USUAL.0)))
-                .filter(|folder| folder.is_absolute())
-        };
-        Ok(base.map(|base| Self {
-            folder: base.join("nexus/pg"),
-        }))
+        let uid = account::own_uid()?;
+        let folder = folder(uid, |name| env::var_os(name).map(PathBuf::from));
+        let folder = folder.map(std::path::absolute).transpose();
+        let folder = folder.map_err(Error::io("find the folder of downloads"))?;
+        Ok(folder.map(|folder| Self { folder }))
     }
 
     /// The newest of this major version.
@@ -101,6 +89,23 @@ impl Cache {
     }
 }
 
+/// Where a user's cache is, by the variables of the environment.
+fn folder(uid: u32, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let is_set = |folder: &PathBuf| !folder.as_os_str().is_empty();
+    if let Some(folder) = variable("NEXUS_PG_CACHE").filter(is_set) {
+        return Some(folder);
+    }
+    let base = if uid == 0 {
+        Some(PathBuf::from(USUAL.1))
+    } else {
+        // A relative path in these means nothing.
+        let of_caches = variable("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
+        let home = variable("HOME").filter(|folder| folder.is_absolute());
+        of_caches.or_else(|| Some(home?.join(USUAL.0)))
+    };
+    base.map(|base| base.join("nexus/pg"))
+}
+
 pub(crate) fn has_programs(folder: &Path) -> bool {
     let bin = folder.join("bin");
     bin.join("initdb").is_file() && bin.join("postgres").is_file()
@@ -132,6 +137,31 @@ fn platform() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_keeps_downloads_where_others_can_enter_and_users_in_their_home() {
+        let place = |uid, set: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                let found = set.iter().find(|(set, _)| *set == name);
+                found.map(|(_, value)| PathBuf::from(value))
+            };
+            folder(uid, variable).map(|folder| folder.display().to_string())
+        };
+        let home = ("HOME", "/home/ada");
+        let of_home = format!("/home/ada/{}/nexus/pg", USUAL.0);
+        let of_root = format!("{}/nexus/pg", USUAL.1);
+        assert_eq!(place(7, &[home]), Some(of_home.clone()));
+        assert_eq!(place(0, &[home, ("XDG_CACHE_HOME", "/x")]), Some(of_root));
+        for (value, expected) in [("/x", "/x/nexus/pg"), ("x", &of_home), ("", &of_home)] {
+            let found = place(7, &[home, ("XDG_CACHE_HOME", value)]);
+            assert_eq!(found.as_deref(), Some(expected), "{value:?}");
+        }
+        for uid in [0, 7] {
+            let found = place(uid, &[home, ("NEXUS_PG_CACHE", "here")]);
+            assert_eq!(found.as_deref(), Some("here"));
+        }
+        assert_eq!(place(7, &[("NEXUS_PG_CACHE", ""), ("HOME", "")]), None);
+    }
 
     #[test]
     fn only_complete_names_for_this_platform_are_versions() {

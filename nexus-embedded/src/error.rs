@@ -134,7 +134,7 @@ pub enum Error {
     },
 }
 
-/// Why no PostgreSQL was downloaded where none was found. Nothing of it is left.
+/// Why no PostgreSQL was downloaded where none was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoDownload {

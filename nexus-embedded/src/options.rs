@@ -52,8 +52,8 @@ impl Options {
 
     /// For tests: fast, shared by all tests of this user, not durable; grace of 30 seconds.
     ///
-    /// The data may vanish whenever no server runs. A cluster that no longer starts is replaced
-    /// by an empty one.
+    /// A server that is killed loses what was committed last, and the data may vanish whenever no
+    /// server runs. A cluster that no longer starts is replaced by an empty one.
     #[must_use]
     pub fn test() -> Self {
         Self::new(Profile::Test, Duration::from_secs(30))

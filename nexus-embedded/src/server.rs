@@ -38,10 +38,11 @@ impl Drop for Registration {
 impl Server {
     /// Joins the server that `options` describe, or starts it; creates the cluster if there is none.
     ///
-    /// Looks at `NEXUS_PG_BIN` and `NEXUS_PG_DATA`, not at `DATABASE_URL`: see [`resolve`](crate::resolve).
+    /// Looks at the variables `NEXUS_PG_…`, not at `DATABASE_URL`: see [`resolve`](crate::resolve).
     ///
     /// Blocks until the server accepts connections: around 20 ms when joining, seconds when the
-    /// cluster must be created first. From async code, call it where blocking is allowed.
+    /// cluster must be created first, minutes when PostgreSQL must be downloaded. From async code,
+    /// call it where blocking is allowed.
     ///
     /// # Errors
     ///

@@ -86,6 +86,27 @@ fn is_downloaded_once_and_then_used_without_a_way_to_the_internet() {
 }
 
 #[test]
+fn what_is_installed_comes_before_what_was_downloaded() {
+    let folder = Folder::new();
+    let cache = folder.path().join("cache");
+    let ran = folder.path().join("ran");
+    fs::write(&ran, "").expect("a file");
+    fs::set_permissions(&ran, fs::Permissions::from_mode(0o666)).expect("a file");
+    let mark = format!("echo ran >>'{}'", ran.display());
+    let github = GitHub::start(&folder, &Release::of(archive(&folder, &mark, &[])));
+    spawn(github.process(&folder, &cache)).end();
+    folder.wait_until_stopped();
+    assert_ne!(fs::read_to_string(&ran).expect("a file"), "");
+
+    fs::write(&ran, "").expect("a file");
+    let mut command = without_postgres(&folder, &cache);
+    command.env_remove("NEXUS_TEST_SEARCH_IN");
+    let said = spawn(command).end();
+    assert!(said.starts_with("started "), "{said}");
+    assert_eq!(fs::read_to_string(&ran).expect("a file"), "");
+}
+
+#[test]
 fn is_downloaded_from_within_a_runtime_too() {
     let folder = Folder::new();
     let cache = folder.path().join("cache");

@@ -87,7 +87,8 @@ async fn gone(pid: &str) {
 #[tokio::test]
 async fn an_app_outlives_its_server_and_works_on_with_the_next_one() {
     let folder = folder();
-    let options = Options::test()
+    // Durable: a server for tests may lose what it committed last.
+    let options = Options::dev()
         .data_folder(folder.path())
         .grace(Duration::from_millis(200));
     let first = start(options.clone()).await;
@@ -107,6 +108,10 @@ async fn an_app_outlives_its_server_and_works_on_with_the_next_one() {
         within("the first note is taken", seen.recv()).await,
         Some(1)
     );
+    // And committed: it is not taken again.
+    within("the first note is settled", app.idle())
+        .await
+        .unwrap();
 
     let killed = pid(&first);
     assert!(signal("KILL", &killed));

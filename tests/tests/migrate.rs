@@ -401,7 +401,8 @@ async fn a_step_that_fails_is_rolled_back_and_done_again() {
         .unwrap();
     assert_eq!(at, 4);
     execute(&database.pool().await, "drop table core.ticks").await;
-    assert_eq!(up(&options(&database)).await.unwrap(), 2);
+    let left = usize::try_from(newest_version() - at).unwrap();
+    assert_eq!(up(&options(&database)).await.unwrap(), left);
     assert_same(&catalog(&database, "^core$").await, &newest);
 }
 

@@ -10,9 +10,10 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::{App, StartError, select::Selected};
 use crate::{
     config::Config,
-    event::{EventDescriptor, EventMeta},
-    registry::{TaskDescriptor, Trigger},
+    event::EventDescriptor,
+    registry::{TaskDescriptor, TaskPayload, Trigger},
     runtime::{Declaration, DeclaredTask, Route},
+    schedule,
     store::{
         self,
         nodes::{self, Node},
@@ -52,6 +53,7 @@ pub(super) async fn register(
     let routes = app.routes(|group| queues[group].clone());
     let event_types = event_type_rows(&selected.events);
     let handlers = handler_rows(&routes);
+    let tasks = declared_tasks(&routes, &selected.tasks, config.max_payload_bytes)?;
     let node = Node {
         id: config
             .node_id
@@ -59,7 +61,7 @@ pub(super) async fn register(
             .unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()),
         namespace: config.namespace.clone(),
         app: app.name.clone(),
-        build_id: build_id(app, &selected, &routes, &event_types),
+        build_id: build_id(app, &selected, &routes, &event_types, &tasks),
         program: program(),
         display_name: app.display_name.clone(),
         description: app.description.clone(),
@@ -72,13 +74,12 @@ pub(super) async fn register(
     subscriptions::lock(&mut tx, &node.namespace)
         .await
         .map_err(&wrong)?;
-    let now = scheduled_tasks::now(&mut tx).await.map_err(&wrong)?;
     let declaration = Declaration {
-        tasks: declared_tasks(&routes, now)?,
         event_types,
         handlers,
         renames: renames(&routes),
         task_renames: task_renames(&routes, &selected.tasks),
+        tasks,
     };
     check(&node, &declaration, &mut tx).await?;
     let defines_app = declaration.declare(&node, &mut tx).await.map_err(&wrong)?;
@@ -278,21 +279,56 @@ fn task_renames(routes: &[Route], tasks: &[&'static TaskDescriptor]) -> Vec<Task
     functions.chain(emitting).collect()
 }
 
-fn declared_tasks(routes: &[Route], now: Timestamp) -> Result<Vec<DeclaredTask>, StartError> {
-    let mut tasks = Vec::new();
-    for route in routes {
+/// The scheduled tasks of the program: its `#[cron]` functions, and what else emits by the clock.
+fn declared_tasks(
+    routes: &[Route],
+    emitting: &[&'static TaskDescriptor],
+    max_payload_bytes: usize,
+) -> Result<Vec<DeclaredTask>, StartError> {
+    let functions = routes.iter().filter_map(|route| {
         let Trigger::Cron(cron) = &route.descriptor.trigger else {
-            continue;
+            return None;
         };
+        // Ticks carry no payload.
+        let payload = TaskPayload {
+            text: "null".to_owned(),
+            key: None,
+        };
+        let event = (route.event_type.as_str(), route.event_version);
+        Some((
+            route.name(),
+            route.descriptor.origin,
+            cron,
+            event,
+            Ok(payload),
+        ))
+    });
+    let emitting = emitting.iter().map(|task| {
+        let meta = &task.event.meta;
+        let payload = (task.payload)(max_payload_bytes);
+        let event = (meta.event_type, meta.version);
+        (task.name, task.origin, &task.schedule, event, payload)
+    });
+    let mut tasks = Vec::new();
+    for (name, origin, cron, (event_type, event_version), payload) in functions.chain(emitting) {
+        let refused = |reason: &dyn std::fmt::Display| StartError::Name {
+            reason: format!("{reason}, in {origin}"),
+        };
+        let payload = payload.map_err(|error| refused(&error))?;
         let task = DeclaredTask {
-            name: route.name().to_owned(),
+            name: name.to_owned(),
             expression: cron.expression.to_owned(),
             time_zone: cron.time_zone.map(str::to_owned),
-            event_type: route.event_type.clone(),
+            misfire: cron.misfire.unwrap_or_default(),
+            grace: cron.grace.unwrap_or(schedule::DEFAULT_GRACE),
+            event_type: event_type.to_owned(),
+            event_version,
+            payload: payload.text,
+            key: payload.key,
         };
-        task.next_after(now).map_err(|error| StartError::Name {
-            reason: format!("{error}, in {}", route.descriptor.origin),
-        })?;
+        task.misfire.check().map_err(|error| refused(&error))?;
+        task.next_after(Timestamp::now())
+            .map_err(|error| refused(&error))?;
         tasks.push(task);
     }
     Ok(tasks)
@@ -369,6 +405,7 @@ fn build_id(
     selected: &Selected,
     routes: &[Route],
     event_types: &[EventTypeRow],
+    tasks: &[DeclaredTask],
 ) -> String {
     let mut lines: Vec<String> = routes
         .iter()
@@ -389,24 +426,18 @@ fn build_id(
                 route.descriptor.formerly
             )
         })
-        .chain(selected.tasks.iter().map(|task| {
-            let EventMeta {
-                event_type,
-                version,
-                ..
-            } = task.event.meta;
-            // Validated before.
-            let payload = (task.payload)(app.max_payload()).map(|payload| payload.text);
-            format!(
-                "{} {event_type}@{version} {:?} {:?} {:?}",
-                task.name, task.schedule, payload.ok(), task.formerly
-            )
-        }))
+        .chain(
+            selected
+                .tasks
+                .iter()
+                .map(|task| format!("{} {:?}", task.name, task.formerly)),
+        )
         .chain(
             event_types
                 .iter()
                 .map(|row| format!("{}@{} {}", row.event_type, row.version, row.fingerprint)),
         )
+        .chain(tasks.iter().map(|task| format!("{task:?}")))
         .collect();
     lines.sort_unstable();
     hash(&format!("{}\n{}", app.name, lines.join("\n")))

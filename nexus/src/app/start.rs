@@ -4,11 +4,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use nexus_migrations::MigrateError;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, Handle, StartError, register};
+use super::{App, Handle, MigrateError, StartError, register};
 use crate::{
     client::{Bell, Client, ConnectError, Database, Limits},
     config::{Config, Environment},

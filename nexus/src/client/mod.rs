@@ -3,12 +3,14 @@
 //! - [`Client`] emits events, in a transaction of its own or in yours, and shows and redrives dead
 //!   letters.
 //! - [`Tx`] is a transaction with emits in it.
+//! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - `wake` tells workers that there is something to do.
 
 mod connect;
 mod emission;
 mod error;
 mod operate;
+mod schedules;
 mod tx;
 mod wake;
 
@@ -16,6 +18,7 @@ pub use connect::{ConnectError, Database};
 pub use emission::Emission;
 pub use error::EmitError;
 pub use operate::{DeadLetter, OperateError, Subscription};
+pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;
 pub(crate) use wake::Bell;

@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde_json::Value;
 use sqlx::PgConnection;
 
 use crate::{
-    schedule::{Schedule, ScheduleError},
+    schedule::{Misfire, Schedule, ScheduleError},
     store::{
         nodes,
         renames::{self, Outcome, Rename},
@@ -25,13 +27,19 @@ pub(crate) struct Declaration {
     pub(crate) task_renames: Vec<TaskRename>,
 }
 
-/// A `#[cron]` function.
+/// A scheduled task of the program: a `#[cron]` function, event type or constant.
 #[derive(Debug)]
 pub(crate) struct DeclaredTask {
     pub(crate) name: String,
     pub(crate) expression: String,
     pub(crate) time_zone: Option<String>,
+    pub(crate) misfire: Misfire,
+    pub(crate) grace: Duration,
     pub(crate) event_type: String,
+    pub(crate) event_version: u32,
+    /// JSON.
+    pub(crate) payload: String,
+    pub(crate) key: Option<String>,
 }
 
 impl DeclaredTask {
@@ -63,7 +71,12 @@ impl Declaration {
                     expression: task.expression.clone(),
                     time_zone: task.time_zone.clone(),
                     event_type: task.event_type.clone(),
-                    next_run_at_micros: next.as_microsecond(),
+                    event_version: task.event_version,
+                    payload: task.payload.clone(),
+                    key: task.key.clone(),
+                    misfire: task.misfire,
+                    grace: task.grace,
+                    next_run_at: next,
                 }),
                 // Checked when the app started; since then its last time may have passed.
                 Err(error) => tracing::error!(task = task.name, %error, "not scheduled"),
@@ -72,7 +85,13 @@ impl Declaration {
         self.rename(node, connection).await?;
         subscriptions::declare_event_types(connection, namespace, app, &self.event_types).await?;
         subscriptions::subscribe(connection, namespace, app, &self.handlers).await?;
-        scheduled_tasks::declare(connection, namespace, app, &tasks).await?;
+        for task in scheduled_tasks::declare(connection, namespace, app, &tasks).await? {
+            tracing::warn!(
+                task,
+                app,
+                "this scheduled task was made at run time, from now on the app declares it"
+            );
+        }
         Ok(true)
     }
 

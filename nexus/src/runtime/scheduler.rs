@@ -3,14 +3,14 @@
 //! Every node looks; row locks keep them apart, and the unique key of `core.ticks` holds even if
 //! the clock or a restart makes a task due twice.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
-use sqlx::Acquire;
+use jiff::SignedDuration;
+use sqlx::{Acquire, PgConnection, types::Uuid};
 
 use super::Node;
 use crate::{
-    schedule::{Schedule, ScheduleError},
+    schedule::{Schedule, misfire},
     store::{
         self, Failure,
         scheduled_tasks::{self, Due},
@@ -27,12 +27,12 @@ const LOCKED_SLEEP: Duration = Duration::from_millis(100);
 /// How long a transaction may take before its connection counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Tasks fired in one transaction.
-const MOST: i64 = 100;
+/// Tasks of one transaction, which locks them. Small enough that the first of many need not wait for the
+/// last.
+const MOST_TASKS: i64 = 250;
 
-/// A tick that was missed by no more than this is fired for its own time. After a longer outage
-/// only the newest of the missed ticks is fired.
-const GRACE: SignedDuration = SignedDuration::from_secs(60);
+/// Ticks of one transaction: what a task fires that has missed many shares it with the others.
+const MOST_TICKS: usize = 1_000;
 
 pub(crate) async fn run(node: Arc<Node>) {
     while !node.stop.is_cancelled() {
@@ -59,31 +59,16 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
     let namespace = &node.row.namespace;
     let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
-    let due = scheduled_tasks::lock_due(&mut tx, namespace, MOST).await?;
-    let mut fired = false;
-    for task in &due {
-        match times(task) {
-            Ok((Some(due_at), next)) => {
-                let event_id = scheduled_tasks::fire(&mut tx, task.task_id, due_at, next).await?;
-                fired |= event_id.is_some();
-                tracing::debug!(task = task.name, %due_at, event_id, "fired a tick");
-            }
-            Ok((None, next)) => scheduled_tasks::set_next_run(&mut tx, task.task_id, next).await?,
-            Err(error) => {
-                tracing::error!(task = task.name, %error, "deactivated a scheduled task that cannot be computed");
-                scheduled_tasks::deactivate(&mut tx, task.task_id).await?;
-            }
-        }
-    }
-    tx.commit().await?;
-    if fired {
-        node.client.bell().ring_all_here();
-    }
+    let due = scheduled_tasks::lock_due(&mut tx, namespace, MOST_TASKS).await?;
     if !due.is_empty() {
+        let queues = fire(&mut tx, namespace, &due).await?;
+        tx.commit().await?;
         connection.give_back();
-        // A task that was behind may be due again.
+        node.client.wake(queues);
+        // There may be more, or a task that was behind is due again.
         return Ok(Duration::ZERO);
     }
+    tx.commit().await?;
     let until_next = scheduled_tasks::until_next(&mut connection, namespace).await?;
     connection.give_back();
     Ok(match until_next {
@@ -96,16 +81,68 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
     })
 }
 
-/// The due time to fire for, if there is one, and the one after it.
-fn times(task: &Due) -> Result<(Option<Timestamp>, Timestamp), ScheduleError> {
-    let schedule = Schedule::parse(&task.expression, task.time_zone.as_deref())?;
-    let Some(at) = task.at else {
-        return Ok((None, schedule.next_after(task.now)?));
-    };
-    let due_at = if task.now.duration_since(at) > GRACE {
-        schedule.latest_due(at, task.now)
-    } else {
-        at
-    };
-    Ok((Some(due_at), schedule.next_after(due_at)?))
+/// Fires the ticks of locked tasks and returns the queues that got messages.
+async fn fire(tx: &mut PgConnection, namespace: &str, due: &[Due]) -> sqlx::Result<Vec<String>> {
+    let limit = (MOST_TICKS / due.len()).max(1);
+    let mut ticks = Vec::new();
+    let mut next_runs = Vec::new();
+    let mut failed: Vec<(Uuid, String)> = Vec::new();
+    for task in due {
+        let fail = |error: &dyn std::error::Error| {
+            tracing::error!(
+                task = task.name, %error,
+                "made a scheduled task inactive, whose next run cannot be computed"
+            );
+            (task.task_id, error.to_string())
+        };
+        let schedule = match Schedule::parse(&task.expression, task.time_zone.as_deref()) {
+            Ok(schedule) => schedule,
+            Err(error) => {
+                failed.push(fail(&error));
+                continue;
+            }
+        };
+        let at = match task.at.map_or_else(|| schedule.next_after(task.after), Ok) {
+            Ok(at) if at <= task.now => at,
+            Ok(at) => {
+                next_runs.push((task.task_id, at));
+                continue;
+            }
+            Err(error) => {
+                failed.push(fail(&error));
+                continue;
+            }
+        };
+        let grace = SignedDuration::try_from(task.grace).unwrap_or(SignedDuration::MAX);
+        let firing = misfire::firing(&schedule, task.misfire, grace, at, task.now, limit);
+        if let Some(left_out) = firing.left_out {
+            tracing::warn!(
+                task = task.name, first = %left_out.first, last = %left_out.last, count = left_out.count,
+                "left out ticks of a scheduled task that were missed"
+            );
+            scheduled_tasks::leave_out(tx, task.task_id, left_out).await?;
+        }
+        ticks.extend(firing.due.into_iter().map(|due_at| (task.task_id, due_at)));
+        match firing.next {
+            Ok(next) => next_runs.push((task.task_id, next)),
+            Err(error) => failed.push(fail(&error)),
+        }
+    }
+    let mut queues = Vec::new();
+    let mut fired = HashSet::new();
+    if !ticks.is_empty() {
+        let event_ids;
+        (event_ids, queues) = scheduled_tasks::fire(tx, namespace, &ticks).await?;
+        for ((task_id, due_at), event_id) in ticks.iter().zip(event_ids) {
+            tracing::debug!(%task_id, %due_at, event_id, "fired a tick");
+            if event_id.is_some() {
+                fired.insert(*task_id);
+            }
+        }
+    }
+    scheduled_tasks::set_next_runs(tx, &next_runs, &fired).await?;
+    for (task_id, error) in &failed {
+        scheduled_tasks::deactivate(tx, *task_id, error, fired.contains(task_id)).await?;
+    }
+    Ok(queues)
 }

@@ -1,4 +1,8 @@
-//! Cron expressions and the next tick: pure arithmetic.
+//! Cron expressions, the next tick, and what becomes of missed ones: pure arithmetic.
+
+pub(crate) mod misfire;
+
+use std::time::Duration;
 
 use croner::{
     Cron,
@@ -21,10 +25,13 @@ pub enum Misfire {
     FireOnce,
     /// Each missed due time is fired, oldest first, but no more than the newest `cap`.
     FireAll {
-        /// At least 1; older due times are left out.
+        /// From 1 to 1,000; older due times are left out.
         cap: u32,
     },
 }
+
+/// How late a due time may be fired for itself if a task does not say.
+pub(crate) const DEFAULT_GRACE: Duration = Duration::from_mins(1);
 
 /// When a scheduled task is due: a cron expression in a time zone.
 #[derive(Debug, Clone)]
@@ -79,17 +86,6 @@ impl Schedule {
                 expression: self.cron.as_str().to_owned(),
             })
     }
-
-    /// The last due time at or before `now`, starting from a due time `from` that has passed.
-    ///
-    /// What came due while nobody was running is fired once, for the newest of the missed times.
-    pub(crate) fn latest_due(&self, from: Timestamp, now: Timestamp) -> Timestamp {
-        let zoned = now.to_zoned(self.time_zone.clone());
-        match self.cron.find_previous_occurrence(&zoned, true) {
-            Ok(previous) if previous.timestamp() > from => previous.timestamp(),
-            _ => from,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -125,15 +121,6 @@ mod tests {
         assert_eq!(next("*/5 * * * *"), "2026-01-01T00:05:00Z");
         assert_eq!(next("*/10 * * * * *"), "2026-01-01T00:00:10Z");
         assert_eq!(next("@hourly"), "2026-01-01T01:00:00Z");
-    }
-
-    #[test]
-    fn fires_the_newest_of_the_missed_times() {
-        let schedule = Schedule::parse("0 * * * *", None).unwrap();
-        let latest = schedule.latest_due(at("2026-01-01T01:00:00Z"), at("2026-01-01T05:20:00Z"));
-        assert_eq!(latest, at("2026-01-01T05:00:00Z"));
-        let on_time = schedule.latest_due(at("2026-01-01T01:00:00Z"), at("2026-01-01T01:00:00.2Z"));
-        assert_eq!(on_time, at("2026-01-01T01:00:00Z"));
     }
 
     #[test]

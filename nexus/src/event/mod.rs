@@ -17,7 +17,7 @@ pub(crate) use encode::encode;
 pub use envelope::{Envelope, EnvelopeMeta, PastError};
 pub(crate) use envelope::{Headers, RawBody};
 pub use name::{InvalidName, check_event_type, check_name};
-pub(crate) use outgoing::{Cause, Outgoing};
+pub(crate) use outgoing::{Cause, Delay, Outgoing};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};

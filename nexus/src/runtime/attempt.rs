@@ -369,7 +369,19 @@ async fn commit(
         msg_ids: &msg_ids,
         read_cts: &read_cts,
     };
+    // Options were set after the events were checked.
+    if let Err(error) = node.client.check(emits) {
+        roll_back(tx).await;
+        return End::Failed(Error::permanent(error));
+    }
     let queues = match store_in(node, &mut tx, completion, emits).await {
+        Ok(Stored {
+            conflict: Some(key),
+            ..
+        }) => {
+            roll_back(tx).await;
+            return End::Failed(Error::from(EmitError::KeyUsedForAnotherEvent { key }));
+        }
         Ok(stored) if stored.completed.len() == msg_ids.len() => stored.queues,
         Ok(Stored { completed, .. }) => {
             let is_ours = queue::is_marked(&mut tx).await;
@@ -457,6 +469,7 @@ async fn store_in(
         for chunk in chunks {
             let more = node.client.store_chunk(tx, chunk, None, &[]).await?;
             stored.queues.extend(more.queues);
+            stored.conflict = stored.conflict.or(more.conflict);
         }
     }
     Ok(stored)

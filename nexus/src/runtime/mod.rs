@@ -4,9 +4,9 @@
 //! - [`attempt`] runs a handler for a message and decides how the attempt ends.
 //! - [`settle`] stores the verdicts, many in one statement.
 //! - [`lease`] keeps claimed messages ours, and the node alive, from a thread of its own.
-//! - [`scheduler`] fires ticks, [`adopter`] takes in what foreign programs send, [`caretaker`]
-//!   does what has to be done from time to time, [`renamer`] moves what carries a former name of a
-//!   handler, [`listener`] hears the doorbell.
+//! - [`scheduler`] fires ticks, [`delayed`] emits what has become due, [`adopter`] takes in what
+//!   foreign programs send, [`caretaker`] does what has to be done from time to time, [`renamer`]
+//!   moves what carries a former name of a handler, [`listener`] hears the doorbell.
 //!
 //! A message is in exactly one place at a time: in its queue, in a worker's buffer, in an attempt,
 //! or on its way to be settled. From the claim until it is settled its lease is held by [`lease`].
@@ -15,6 +15,7 @@ mod adopter;
 mod attempt;
 mod caretaker;
 mod declaration;
+mod delayed;
 mod lease;
 mod listener;
 mod renamer;
@@ -229,6 +230,7 @@ pub(crate) fn start(
     let until = || give_up.clone();
     services.spawn(until().run_until_cancelled_owned(adopter::run(Arc::clone(&node), queues)));
     services.spawn(until().run_until_cancelled_owned(scheduler::run(Arc::clone(&node))));
+    services.spawn(until().run_until_cancelled_owned(delayed::run(Arc::clone(&node))));
     services.spawn(until().run_until_cancelled_owned(caretaker::run(Arc::clone(&node))));
     services.spawn(until().run_until_cancelled_owned(listener::run(Arc::clone(&node))));
     services.spawn(until().run_until_cancelled_owned(renamer::run(Arc::clone(&node))));

@@ -50,7 +50,7 @@ pub enum Order {
     timeout = "30s"
 )]
 pub async fn greet_strictly(event: UserCreated, tx: &mut Tx) -> nexus::Result<Emit<Order>> {
-    tx.emit(&event)?;
+    let _ = tx.emit(&event)?;
     Ok(Emit(Order::Placed { id: event.user_id }))
 }
 

@@ -8,7 +8,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use sqlx::Acquire;
 
-use super::Node;
+use super::{
+    Node,
+    points::{Point, Sleeper},
+};
 use crate::{
     schedule::{Schedule, ScheduleError},
     store::{
@@ -48,7 +51,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = node.points.sleep(Sleeper::Scheduler, pause) => {}
             () = node.stop.cancelled() => {}
         }
     }
@@ -75,7 +78,14 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
             }
         }
     }
+    let is_of = |task: &str| due.iter().any(|due| due.name == task);
+    if fired {
+        node.points.reach(Point::BeforeTick, is_of).await?;
+    }
     tx.commit().await?;
+    if fired {
+        node.points.reach(Point::AfterTick, is_of).await?;
+    }
     if fired {
         node.client.bell().ring_all_here();
     }

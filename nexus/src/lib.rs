@@ -65,7 +65,9 @@ pub mod testing;
 pub use app::{App, Handle, StartError, run, start};
 pub use client::{Client, Database, EmitError};
 pub use event::{Envelope, EnvelopeMeta, Event, EventPayload};
-pub use handler::{Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx};
+pub use handler::{
+    Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx, checkpoint,
+};
 pub use jiff;
 #[cfg(feature = "macros")]
 pub use nexus_macros::{Event, cron, handler};

@@ -369,7 +369,7 @@ async fn of_cancelling_and_emitting_exactly_one_happens() {
             }
             cancelled
         };
-        let (cancelled, ()) = tokio::join!(cancelling, test.database.advance(HOUR));
+        let (cancelled, _) = tokio::join!(cancelling, test.database.advance(HOUR));
         within("what is due is emitted", first.idle())
             .await
             .unwrap();

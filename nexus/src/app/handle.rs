@@ -139,6 +139,11 @@ impl Handle {
         stats(&routes)
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
+    }
+
     /// Stops waiting for running handlers during [`shutdown`](Self::shutdown).
     pub(super) fn abort(&self) -> CancellationToken {
         self.running.node.abort.clone()

@@ -30,7 +30,7 @@ pub use crate::{
     registry::{Problem, Problems},
 };
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ use crate::{
     handler::StateMap,
     registry::{self, HandlerDescriptor, TaskDescriptor, Trigger, tick_event_type},
     retry::RetryPolicy,
-    runtime::{Counts, Route},
+    runtime::{Counts, Points, Route},
 };
 
 use select::Filter;
@@ -75,6 +75,7 @@ pub struct App {
     overrides: Overrides,
     retry: RetryPolicy,
     problems: Vec<Problem>,
+    points: Arc<Points>,
 }
 
 /// Why an app did not start. Nothing runs, and nothing was registered.
@@ -192,6 +193,7 @@ impl App {
             overrides: Overrides::default(),
             retry: RetryPolicy::default(),
             problems: Vec::new(),
+            points: Arc::default(),
         }
     }
 
@@ -376,6 +378,27 @@ impl App {
         self.overrides
             .max_payload_bytes
             .unwrap_or(crate::config::DEFAULT_PAYLOAD_BYTES)
+    }
+
+    /// The app as the test kit starts it: in a database of its own, under an id of its own, quick to
+    /// notice what was not announced, and keeping what a moved clock would make it forget.
+    #[cfg(feature = "testing")]
+    pub(crate) fn for_test(mut self, database_url: &str, node_id: String) -> Self {
+        let overrides = &mut self.overrides;
+        overrides.database_url = Some(database_url.to_owned());
+        overrides.node_id.get_or_insert(node_id);
+        // Twenty tests at once share the connections of one server.
+        overrides.pool_size.get_or_insert(10);
+        overrides.idle_poll.get_or_insert(Duration::from_millis(25));
+        overrides
+            .retention
+            .get_or_insert(Duration::from_hours(24 * 365 * 100));
+        self
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn points(&self) -> &Arc<Points> {
+        &self.points
     }
 
     fn routes(&self, queue_of: impl Fn(&str) -> String) -> Vec<Route> {

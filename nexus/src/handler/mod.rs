@@ -5,12 +5,16 @@
 //! - results: `()`, [`Emit<E>`], `Option<Emit<E>>`, or a `Result` of these ([`IntoOutcome`]);
 //! - [`Error`] says whether a failed attempt is worth repeating.
 
+mod checkpoint;
 mod context;
 mod error;
 mod input;
 mod outcome;
 
 pub use crate::client::Tx;
+pub use checkpoint::checkpoint;
+#[cfg(feature = "testing")]
+pub(crate) use checkpoint::{CHECKPOINTS, Checkpoints};
 pub use context::{Context, Ctx, FromContext, Requirements, State, Tick};
 pub(crate) use context::{Shared, StateMap};
 pub use error::{Error, Kind, Result, ResultExt};

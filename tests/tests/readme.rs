@@ -1,7 +1,10 @@
 //! What the README and `docs/` show works as printed: the test, and every query; and the tests that
 //! the README names exist.
 
-use nexus::{prelude::*, testing::TestDatabase};
+use nexus::{
+    prelude::*,
+    testing::{TestApp, TestDatabase},
+};
 use nexus_tests::until;
 
 /// Somebody has signed up.
@@ -33,28 +36,23 @@ async fn open_account(user: SignedUp, tx: &mut Tx) -> nexus::Result<Emit<Account
 
 #[tokio::test]
 async fn an_account_is_opened_once() -> nexus::Result {
-    let database = TestDatabase::new().await;
-    let pool = database.pool().await;
+    let app = TestApp::start(App::discover().only(["open_account"])).await;
     sqlx::query("create table accounts (user_id bigint)")
-        .execute(&pool)
+        .execute(app.pool())
         .await?;
 
-    let app = App::discover()
-        .only(["open_account"])
-        .database_url(database.url());
-    let app = nexus::start(app).await?;
     let user = SignedUp {
         user_id: 7,
         email: "ada@example.com".to_owned(),
     };
     app.client().emit(&user).await?;
-    app.idle().await?;
+    app.settled().await;
 
+    assert_eq!(app.only_emitted::<AccountOpened>().await.user_id, 7);
     let accounts: Vec<i64> = sqlx::query_scalar("select user_id from accounts")
-        .fetch_all(&pool)
+        .fetch_all(app.pool())
         .await?;
     assert_eq!(accounts, [7]);
-    app.shutdown().await;
     Ok(())
 }
 

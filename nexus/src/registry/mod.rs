@@ -9,7 +9,7 @@ mod validate;
 
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
-pub use explicit::{CronItem, Derived, Initial};
+pub use explicit::{CronItem, Derived, Initial, List};
 pub use validate::{Problem, Problems};
 pub(crate) use validate::{tick_event_type, validate};
 

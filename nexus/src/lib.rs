@@ -70,7 +70,7 @@ pub use handler::{
 };
 pub use jiff;
 #[cfg(feature = "macros")]
-pub use nexus_macros::{Event, cron, handler};
+pub use nexus_macros::{Event, app, cron, handler};
 pub use retry::RetryPolicy;
 pub use schedule::Misfire;
 
@@ -90,10 +90,13 @@ pub mod prelude {
 pub mod __private {
     pub use crate::{
         event::{EventDescriptor, EventKey, EventMeta, Origin},
-        handler::{FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements},
+        handler::{
+            DerivedEvent, FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements,
+            Usable, Use,
+        },
         registry::{
-            Backoff, CronDescriptor, CronItem, Derived, EVENTS, HANDLERS, HandlerDescriptor,
-            HandlerOptions, Initial, TASKS, TaskDescriptor, TaskPayload, Trigger,
+            Backoff, CronDescriptor, CronItem, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions,
+            Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
         },
         schedule::Misfire,
     };

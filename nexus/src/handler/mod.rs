@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod context;
+mod derived;
 mod error;
 mod input;
 mod outcome;
@@ -17,6 +18,8 @@ pub use checkpoint::checkpoint;
 pub(crate) use checkpoint::{CHECKPOINTS, Checkpoints};
 pub use context::{Context, Ctx, FromContext, Requirements, State, Tick};
 pub(crate) use context::{Shared, StateMap};
+#[doc(hidden)]
+pub use derived::{DerivedEvent, Usable, Use};
 pub use error::{Error, Kind, Result, ResultExt};
 pub use input::{Batch, Input, Invocation};
 pub(crate) use input::{Delivery, Rejected};

@@ -31,34 +31,66 @@ const LOCKED_SLEEP: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tasks of one transaction, which locks them. Small enough that the first of many need not wait for the
-/// last.
-const MOST_TASKS: i64 = 250;
+/// last, and that another node can take a share.
+const MOST_TASKS: usize = 250;
 
 /// Ticks of one transaction: what a task fires that has missed many shares it with the others.
 const MOST_TICKS: usize = 1_000;
 
 pub(crate) async fn run(node: Arc<Node>) {
+    // Whether there was more to fire than one transaction takes when something was due last. Then two
+    // are made at a time, from the first on: with 1,000 tasks due at once the last is fired a third sooner.
+    let mut is_much = false;
     while !node.stop.is_cancelled() {
-        let fired = tokio::time::timeout(PATIENCE, fire_due(&node)).await;
-        let pause = match fired.unwrap_or_else(|_| Err(store::no_answer())) {
-            Ok(pause) => pause,
-            Err(error) => {
-                if store::classify(&error) == Failure::MissingTable {
-                    node.restore_queues(&error).await;
-                }
-                tracing::warn!(%error, "could not fire scheduled tasks, trying again");
-                LONGEST_SLEEP
+        let second = async {
+            if is_much {
+                round(&node).await
+            } else {
+                Round::NONE
             }
         };
+        let (first, second) = tokio::join!(round(&node), second);
+        if first.tasks + second.tasks > 0 {
+            is_much = first.tasks.max(second.tasks) == MOST_TASKS;
+        }
         tokio::select! {
-            () = node.points.sleep(Sleeper::Scheduler, pause) => {}
+            () = node.points.sleep(Sleeper::Scheduler, first.pause.min(second.pause)) => {}
             () = node.stop.cancelled() => {}
         }
     }
 }
 
-/// Fires what is due and returns how long to sleep.
-async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
+/// What one transaction found.
+struct Round {
+    /// How many tasks were due.
+    tasks: usize,
+    /// How long to sleep.
+    pause: Duration,
+}
+
+impl Round {
+    const NONE: Self = Self {
+        tasks: 0,
+        pause: LONGEST_SLEEP,
+    };
+}
+
+async fn round(node: &Node) -> Round {
+    let fired = tokio::time::timeout(PATIENCE, fire_due(node)).await;
+    match fired.unwrap_or_else(|_| Err(store::no_answer())) {
+        Ok(round) => round,
+        Err(error) => {
+            if store::classify(&error) == Failure::MissingTable {
+                node.restore_queues(&error).await;
+            }
+            tracing::warn!(%error, "could not fire scheduled tasks, trying again");
+            Round::NONE
+        }
+    }
+}
+
+/// Fires what is due.
+async fn fire_due(node: &Node) -> sqlx::Result<Round> {
     let namespace = &node.row.namespace;
     let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
@@ -79,19 +111,23 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
         connection.give_back();
         node.client.wake(queues);
         // There may be more, or a task that was behind is due again.
-        return Ok(Duration::ZERO);
+        return Ok(Round {
+            tasks: due.len(),
+            pause: Duration::ZERO,
+        });
     }
     tx.commit().await?;
     let until_next = scheduled_tasks::until_next(&mut connection, namespace).await?;
     connection.give_back();
-    Ok(match until_next {
+    let pause = match until_next {
         Some(micros @ 1..) => {
             Duration::from_micros(micros.max(1_000).unsigned_abs()).min(LONGEST_SLEEP)
         }
         // Due, and locked by another node, which may have stopped in the middle of it.
         Some(_) => LOCKED_SLEEP,
         None => LONGEST_SLEEP,
-    })
+    };
+    Ok(Round { tasks: 0, pause })
 }
 
 /// Fires the ticks of locked tasks and returns the queues that got messages, and the tasks that ticked.

@@ -184,7 +184,7 @@ pub(crate) struct Due {
 pub(crate) async fn lock_due(
     connection: &mut PgConnection,
     namespace: &str,
-    limit: i64,
+    limit: usize,
 ) -> sqlx::Result<Vec<Due>> {
     let rows = sqlx::query(
         "select task_id, name, cron_expression, timezone, misfire_policy, misfire_cap, grace_ms,
@@ -197,7 +197,7 @@ pub(crate) async fn lock_due(
          order by coalesce(next_run_at, timestamptz 'epoch') limit $2 for update skip locked",
     )
     .bind(namespace)
-    .bind(limit)
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
     .fetch_all(connection)
     .await?;
     Ok(rows

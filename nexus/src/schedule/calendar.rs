@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows a time zone; `daylight` maps local times to real ones.
 
-use croner::{Cron, Weekday};
+use croner::{Cron, CronPattern, Weekday};
 use jiff::civil::{Date, DateTime, Time};
 
 /// The calendar repeats after this many years, weekdays included: what is not due in as many is never
@@ -36,6 +36,11 @@ impl Calendar {
             minutes,
             seconds,
         }
+    }
+
+    /// The fields as they were read.
+    pub(super) fn pattern(&self) -> &CronPattern {
+        &self.cron.pattern
     }
 
     /// Whether the hour, the minute or the second is written with `*`.

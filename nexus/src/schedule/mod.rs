@@ -29,6 +29,7 @@ mod calendar;
 mod clock;
 mod daylight;
 pub(crate) mod misfire;
+pub(crate) mod pg_cron;
 
 use std::time::Duration;
 

@@ -204,7 +204,7 @@ pub(crate) async fn lock_due(
     namespace: &str,
     limit: i64,
 ) -> sqlx::Result<Vec<Due>> {
-    lock(
+    lock_tasks(
         connection,
         lock_due!("nexus", "core.now()"),
         namespace,
@@ -220,10 +220,10 @@ pub(crate) async fn lock_overdue(
     limit: i64,
 ) -> sqlx::Result<Vec<Due>> {
     let statement = lock_due!("pg_cron", "core.now() - interval '1 minute'");
-    lock(connection, statement, namespace, limit).await
+    lock_tasks(connection, statement, namespace, limit).await
 }
 
-async fn lock(
+async fn lock_tasks(
     connection: &mut PgConnection,
     statement: &'static str,
     namespace: &str,

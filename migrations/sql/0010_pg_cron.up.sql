@@ -205,8 +205,8 @@ declare
     job record;
     id bigint;
 begin
-    if to_regnamespace('cron') is null or not has_schema_privilege('cron', 'usage')
-        or to_regclass('cron.job') is null
+    if not exists (select from pg_extension where extname = 'pg_cron')
+        or not has_schema_privilege('cron', 'usage')
     then
         return 0;
     end if;

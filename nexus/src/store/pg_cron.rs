@@ -33,10 +33,12 @@ pub(crate) async fn server(connection: &mut PgConnection) -> sqlx::Result<Server
         sqlx::query_as(
             "select current_user::text, current_database()::text,
                 exists (select from pg_available_extensions where name = 'pg_cron'),
-                to_regclass('cron.job') is not null,
-                to_regnamespace('cron') is not null and has_schema_privilege('cron', 'usage')
-                    and coalesce(has_function_privilege(
-                        to_regprocedure('cron.schedule(text,text,text)')::oid, 'execute'), false)",
+                exists (select from pg_extension where extname = 'pg_cron'),
+                -- Names in a schema that the role may not use cannot be looked up.
+                case when has_schema_privilege(to_regnamespace('cron')::oid, 'usage')
+                    then coalesce(has_function_privilege(
+                        to_regprocedure('cron.schedule(text,text,text)')::oid, 'execute'), false)
+                    else false end",
         )
         .fetch_one(&mut *connection)
         .await?;

@@ -85,6 +85,8 @@ struct Watched {
     first_day: Date,
     /// What the clock showed at each look: local time in steps since then.
     shown: Vec<usize>,
+    /// The largest of these.
+    last: usize,
 }
 
 impl Watched {
@@ -92,7 +94,7 @@ impl Watched {
         let time_zone = TimeZone::get(zone).unwrap();
         let first_day = time_zone.to_datetime(from).date() - SignedDuration::from_hours(48);
         let since = midnight(first_day).as_second();
-        let shown = (from.as_second()..to.as_second())
+        let shown: Vec<usize> = (from.as_second()..to.as_second())
             .step_by(step)
             .map(|second| {
                 let at = Timestamp::from_second(second).unwrap();
@@ -106,6 +108,7 @@ impl Watched {
             to,
             step,
             first_day,
+            last: shown.iter().copied().max().unwrap(),
             shown,
         }
     }
@@ -133,10 +136,9 @@ impl Watched {
     /// What comes due while the clock is watched.
     fn due(&self, fields: &Fields) -> Vec<Timestamp> {
         let times = fields.times(self.step);
-        let last = *self.shown.iter().max().unwrap();
-        let mut named = Vec::with_capacity(last + times.len());
+        let mut named = Vec::with_capacity(self.last + times.len());
         let mut day = self.first_day;
-        while named.len() <= last {
+        while named.len() <= self.last {
             if fields.has_day(day) {
                 named.extend(&times);
             } else {
@@ -379,7 +381,7 @@ fn value(text: &str) -> i64 {
 }
 
 /// A pattern that is due more often is watched in less time: around the changes.
-const MOST: usize = 4_500;
+const MOST: usize = 2_500;
 
 fn check_zone(zone: &'static str, year: i16) {
     let year_in_minutes = vec![Watched::year(zone, year)];

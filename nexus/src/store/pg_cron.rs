@@ -152,7 +152,7 @@ pub(crate) async fn last_failure(
     .map(Option::flatten)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests {
     use jiff::{SignedDuration, Timestamp, tz::TimeZone};
     use sqlx::{Connection, PgConnection, types::Uuid};

@@ -101,6 +101,10 @@ pub enum Scheduler {
     /// Each task is a job, which fires what has come due since the last time, by the task's misfire
     /// policy with a grace of at least a minute. What the server has not fired for a minute, nodes do,
     /// and warn. Tasks that a [`Client`](crate::Client) makes at run time are always fired by nodes.
+    ///
+    /// A paused task fires nothing from that moment on. Its job is paused, resumed or mended within
+    /// seconds while a node of the app runs; a task that is resumed while none does goes on with the
+    /// next node that starts.
     PgCron,
 }
 

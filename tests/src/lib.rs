@@ -42,3 +42,34 @@ pub fn until<T, F: Future<Output = Option<T>>>(
         }
     })
 }
+
+/// Checks that a program which mentions the crates `mentioned` of `tests/crates` has linked their handlers, and
+/// those of the crates that are reached through them, each once, and nothing else.
+///
+/// # Panics
+///
+/// If something is missing or too much; with all that was linked.
+pub fn check_linked(app: &nexus::App, mentioned: &[&str]) {
+    let description = app.describe();
+    let expected: Vec<&str> = [
+        ("nexus_test_billing", "book_invoice"),
+        ("nexus_test_billing", "price_product"),
+        ("nexus_test_billing", "remind"),
+        // Reached through both others.
+        ("", "index_product"),
+        ("nexus_test_returns", "allow_returns"),
+        ("nexus_test_shipping", "call_carrier"),
+        ("nexus_test_shipping", "count_label"),
+        ("nexus_test_shipping", "measure_product"),
+    ]
+    .into_iter()
+    .filter(|(through, _)| through.is_empty() || mentioned.contains(through))
+    .map(|(_, handler)| handler)
+    .collect();
+    let found: Vec<&str> = description
+        .handlers
+        .iter()
+        .map(|handler| handler.name.as_str())
+        .collect();
+    assert_eq!(found, expected, "{description}");
+}

@@ -52,10 +52,10 @@ async fn ship_order(order: OrderPaid, saw: State<Saw>) {
     let _ = saw.send(("new", order.number));
 }
 
-/// As the build after it has it.
+/// As a later build has it.
 #[handler(formerly = ["ship_order", "send_order"])]
 async fn dispatch_order(order: OrderPaid, saw: State<Saw>) {
-    let _ = saw.send(("new", order.number));
+    let _ = saw.send(("newer", order.number));
 }
 
 #[handler]
@@ -89,7 +89,6 @@ fn jiff_now() -> nexus::jiff::Timestamp {
     nexus::jiff::Timestamp::now() + nexus::jiff::SignedDuration::from_secs(60)
 }
 
-/// Claims the name of a handler that wants another event.
 #[handler(formerly = "send_order")]
 async fn refund(refunded: OrderRefunded, saw: State<Saw>) {
     let _ = saw.send(("refunded", refunded.number));

@@ -83,6 +83,13 @@ fn counts(summary: &Value) -> [u64; 4] {
     ["lines", "emitted", "rejected", "handled"].map(|field| summary[field].as_u64().unwrap())
 }
 
+/// After a change that is meant: `NEXUS_CATALOGUE=overwrite cargo test -p nexus-examples`.
+#[test]
+fn the_stored_names_are_the_committed_ones() {
+    let app = App::discover().name("webhooks");
+    nexus::testing::assert_catalogue(&app, "webhooks/nexus.catalogue.json");
+}
+
 #[tokio::test]
 async fn counts_the_sample() {
     let database = TestDatabase::new().await;

@@ -29,6 +29,17 @@ struct InvoiceAsked {
     number: u32,
 }
 
+/// A scheduled task that emits.
+#[cron(
+    "0 9 * * 1-5",
+    misfire = "skip",
+    grace = "5m",
+    formerly = "early_morning"
+)]
+#[derive(Default, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "morning.came")]
+struct MorningCame;
+
 #[handler(
     max_attempts = 3,
     backoff = "fixed(5s)",
@@ -83,6 +94,11 @@ fn only_keeps_the_named_and_what_they_take() {
     assert_eq!(handlers, ["shop/ship_order", "shop/tidy_up"]);
     assert_eq!(events, ["order.paid"]);
     assert_eq!(schedules, ["tidy_up"]);
+
+    let (handlers, events, schedules) = names(&app().only(["morning_came"]));
+    assert!(handlers.is_empty());
+    assert_eq!(events, ["morning.came"]);
+    assert_eq!(schedules, ["morning_came"]);
 }
 
 #[test]
@@ -90,8 +106,8 @@ fn groups_leave_out_what_only_others_take() {
     // The app's own group is what its handlers without a group are in, whenever it gets its name.
     let (handlers, events, schedules) = names(&App::discover().groups(["shop"]).name("shop"));
     assert_eq!(handlers, ["shop/ship_order", "shop/tidy_up"]);
-    assert_eq!(events, ["order.paid", "order.shipped"]);
-    assert_eq!(schedules, ["tidy_up"]);
+    assert_eq!(events, ["morning.came", "order.paid", "order.shipped"]);
+    assert_eq!(schedules, ["morning_came", "tidy_up"]);
 
     let (handlers, events, schedules) = names(&app().groups(["billing"]));
     assert_eq!(handlers, ["billing/dunning", "billing/invoice"]);
@@ -110,7 +126,7 @@ fn an_unknown_name_is_answered_with_those_there_are() {
     assert_eq!(
         problems,
         [
-            "App::only names `ship_oder`, which is no handler or scheduled task; did you mean `ship_order`? Known are dunning, invoice, ship_order, tidy_up",
+            "App::only names `ship_oder`, which is no handler or scheduled task; did you mean `ship_order`? Known are dunning, invoice, morning_came, ship_order, tidy_up",
             "App::groups names `billing`, which is the group of no handler; there is none",
         ]
     );
@@ -178,8 +194,8 @@ fn a_description_says_where_everything_is_and_how_it_runs() {
     };
     assert!(
         text.contains("4 handlers")
-            && text.contains("3 event types")
-            && text.contains("2 scheduled tasks"),
+            && text.contains("4 event types")
+            && text.contains("3 scheduled tasks"),
         "{text}"
     );
     assert!(
@@ -192,10 +208,16 @@ fn a_description_says_where_everything_is_and_how_it_runs() {
         ),
         "{text}"
     );
+    assert!(
+        line("morning_came").starts_with(
+            "morning_came 0 9 * * 1-5 UTC emits morning.came v1 skip after 300s formerly early_morning catalogue::MorningCame ("
+        ),
+        "{text}"
+    );
     let json = serde_json::to_value(&description).unwrap();
-    assert_eq!(json["schedules"][1]["misfire"], "fire_once");
+    assert_eq!(json["schedules"][1]["misfire"], "skip");
     assert_eq!(json["schedules"][0]["effect"]["runs"]["group"], "billing");
-    assert_eq!(json["events"][1]["source"]["crate"], "catalogue");
+    assert_eq!(json["events"][0]["source"]["crate"], "catalogue");
 }
 
 #[test]
@@ -243,14 +265,48 @@ fn a_renamed_event_handler_or_schedule_is_a_difference_that_says_what_to_write()
 }
 
 #[test]
+fn a_rename_that_says_so_is_a_difference_that_needs_no_more_than_the_file() {
+    let catalogue = app().catalogue();
+    let text = catalogue.to_string();
+    let before = text.replace(r#""morning_came""#, r#""early_morning""#);
+    let start = before
+        .find(
+            r#",
+      "formerly""#,
+        )
+        .unwrap();
+    let end = start + before[start..].find(']').unwrap() + 1;
+    let committed: Catalogue = format!("{}{}", &before[..start], &before[end..])
+        .parse()
+        .unwrap();
+    let differences = catalogue.differences(&committed);
+    let differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        differences,
+        [
+            "scheduled task `early_morning` is `morning_came` now, as `formerly` says: its history goes with it"
+        ]
+    );
+}
+
+#[test]
 fn whatever_else_changes_is_a_difference() {
+    assert_eq!(
+        renamed(
+            r#""emits": "morning.came v1""#,
+            r#""emits": "evening.came v1""#
+        ),
+        [
+            "scheduled task `morning_came` emits morning.came v1 now; the file says that it emits evening.came v1"
+        ]
+    );
     assert_eq!(
         renamed("30 4 * * *", "30 5 * * *"),
         [
             "scheduled task `tidy_up` is due by `30 4 * * *` in Europe/Berlin now, and no longer by `30 5 * * *` in Europe/Berlin"
         ]
     );
-    let schema = &app().describe().events[2].schema;
+    let schema = &app().describe().events[3].schema;
     assert_eq!(
         renamed(schema, "0123"),
         [

@@ -595,3 +595,63 @@ async fn a_former_name_that_another_live_app_runs_is_refused() {
     );
     other.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roll_outs_and_a_roll_back_under_load_lose_and_double_nothing() {
+    const EVENTS: u32 = 400;
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    let start = |handler| nexus::start(build(&database, &[handler], &sender));
+    let old = start("send_order").await.unwrap();
+    let steps = 3;
+    let (emitted, mut next_step) = mpsc::unbounded_channel();
+    let emitter = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            for number in 0..EVENTS {
+                // Some of them in transactions that stay open across a deployment.
+                let mut tx = pool.begin().await.unwrap();
+                sqlx::query("select core.emit('demo', 'order.paid', jsonb_build_object('number', $1::bigint))")
+                    .bind(i64::from(number))
+                    .execute(&mut *tx)
+                    .await
+                    .unwrap();
+                if (number + 1) % (EVENTS / (steps + 1)) == 0 {
+                    let (done, deployed) = tokio::sync::oneshot::channel();
+                    emitted.send(done).unwrap();
+                    within("the next build is there", deployed).await.unwrap();
+                }
+                tx.commit().await.unwrap();
+            }
+        }
+    });
+    let mut node = old;
+    for handler in ["ship_order", "send_order", "dispatch_order"] {
+        let done = within("more is emitted", next_step.recv()).await.unwrap();
+        // The build before it is superseded, or gone if this one is older.
+        if handler == "send_order" {
+            node.shutdown().await;
+            node = start(handler).await.unwrap();
+        } else {
+            let next = start(handler).await.unwrap();
+            node.shutdown().await;
+            node = next;
+        }
+        done.send(()).unwrap();
+    }
+    let last = within("more is emitted", next_step.recv()).await.unwrap();
+    last.send(()).unwrap();
+    within("all is emitted", emitter).await.unwrap();
+    within("all is settled", node.idle()).await.unwrap();
+    let numbers: Vec<u32> = seen(&mut saw).iter().map(|seen| seen.1).collect();
+    let expected: Vec<u32> = (0..EVENTS).collect();
+    assert!(
+        numbers == expected,
+        "{} of {EVENTS} were handled, {} of them twice",
+        numbers.len(),
+        numbers.windows(2).filter(|pair| pair[0] == pair[1]).count()
+    );
+    assert_eq!(subscriptions(&pool).await.len(), 1);
+    node.shutdown().await;
+}

@@ -350,10 +350,10 @@ impl Catalogue {
             if old.emits != new.emits {
                 let effect = |schedule: &ScheduleEntry| match &schedule.emits {
                     Some(event) => format!("emits {event}"),
-                    None => "runs a function".to_owned(),
+                    None => "runs a function of its name".to_owned(),
                 };
                 texts.push(format!(
-                    "scheduled task `{}` {} now, where it was: it {}",
+                    "scheduled task `{}` {} now; the file says that it {}",
                     old.name,
                     effect(new),
                     effect(old)

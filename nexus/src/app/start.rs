@@ -179,7 +179,9 @@ fn log_collected(app: &App, node: &str, namespace: &str, database: &Database) {
         "collected {}",
         description.summary()
     );
-    for line in description.lines() {
-        tracing::debug!("collected {line}");
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for line in description.lines() {
+            tracing::debug!("collected {line}");
+        }
     }
 }

@@ -606,7 +606,7 @@ async fn roll_outs_and_a_roll_back_under_load_lose_and_double_nothing() {
     let old = start("send_order").await.unwrap();
     let steps = 3;
     let (emitted, mut next_step) = mpsc::unbounded_channel();
-    let emitter = tokio::spawn({
+    let emitting = tokio::spawn({
         let pool = pool.clone();
         async move {
             for number in 0..EVENTS {
@@ -642,7 +642,7 @@ async fn roll_outs_and_a_roll_back_under_load_lose_and_double_nothing() {
     }
     let last = within("more is emitted", next_step.recv()).await.unwrap();
     last.send(()).unwrap();
-    within("all is emitted", emitter).await.unwrap();
+    within("all is emitted", emitting).await.unwrap();
     within("all is settled", node.idle()).await.unwrap();
     let numbers: Vec<u32> = seen(&mut saw).iter().map(|seen| seen.1).collect();
     let expected: Vec<u32> = (0..EVENTS).collect();

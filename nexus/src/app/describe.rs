@@ -168,7 +168,7 @@ pub enum TickEffect {
 }
 
 /// A due time that is later than this counts as missed, unless the task says otherwise.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
 
 fn misfire_text(misfire: Misfire) -> String {
     match misfire {

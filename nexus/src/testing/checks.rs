@@ -62,7 +62,10 @@ pub fn assert_catalogue(app: &App, path: impl AsRef<Path>) {
     let overwrite = match env::var_os(VARIABLE) {
         None => false,
         Some(value) if value == "overwrite" => true,
-        Some(value) => panic!("{VARIABLE} is {value:?}, only `overwrite` means something"),
+        Some(value) => panic!(
+            "{VARIABLE} is `{}`, only `overwrite` means something",
+            value.display()
+        ),
     };
     if let Err(text) = check(app, &path, overwrite) {
         panic!("{text}");

@@ -532,7 +532,8 @@ pub(crate) struct TaskRename {
 }
 
 /// Gives tasks of the app their new names. They keep their ids, and so their ticks and history, and their
-/// next runs. Where a task of the new name exists, both stay as they are.
+/// next runs. Where a task of the new name exists, both stay as they are; so do tasks that belong to no
+/// app, and those of another live one.
 pub(crate) async fn rename(
     connection: &mut PgConnection,
     namespace: &str,
@@ -547,7 +548,7 @@ pub(crate) async fn rename(
                from unnest($3::text[], $4::text[], $5::text[]) with ordinality as r (former, name, event_type, n)
                join core.scheduled_tasks f on f.namespace = $1 and f.name = r.former
                order by r.name, r.n) r
-         where t.namespace = $1 and t.name = r.former
+         where t.namespace = $1 and t.name = r.former and t.app is not null
            and not exists (select from core.scheduled_tasks o where o.namespace = $1 and o.name = r.name)
            and (t.app = $2 or not exists (
                select from core.nodes n
@@ -561,4 +562,68 @@ pub(crate) async fn rename(
     .execute(connection)
     .await
     .map(drop)
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod renaming {
+    use super::*;
+    use crate::testing::TestDatabase;
+
+    fn renamed(former: &str, name: &str) -> TaskRename {
+        TaskRename {
+            former: former.to_owned(),
+            name: name.to_owned(),
+            event_type: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_keeps_all_but_its_name_and_takes_no_name_that_is_in_use() {
+        let database = TestDatabase::new().await;
+        let mut connection = database.pool().await.acquire().await.unwrap();
+        sqlx::raw_sql(
+            "select core.ensure_group('demo', 'default');
+             insert into core.scheduled_tasks (namespace, name, cron_expression, event_type, app, next_run_at)
+             select 'demo', name, '@daily', 'morning.came', app, '2026-01-01'
+             from (values ('dawn', 'shop'), ('noon', 'shop'), ('midday', 'shop'), ('dusk', 'other'), ('night', null)) t (name, app);
+             insert into core.nodes (node_id, namespace, app) values ('n', 'demo', 'other')",
+        )
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+        let renames = [
+            // Of several names the first that exists.
+            renamed("never", "morning"),
+            renamed("dawn", "morning"),
+            // Both exist already.
+            renamed("noon", "midday"),
+            // A live app's.
+            renamed("dusk", "evening"),
+            // Made by hand.
+            renamed("night", "midnight"),
+        ];
+        rename(&mut connection, "demo", "shop", &renames)
+            .await
+            .unwrap();
+        let found: Vec<(String, Option<String>, String, bool)> = sqlx::query_as(
+            "select name, app, event_type, next_run_at = '2026-01-01' from core.scheduled_tasks order by 1",
+        )
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap();
+        let task = |name: &str, app: Option<&str>| {
+            let app = app.map(str::to_owned);
+            (name.to_owned(), app, "morning.came".to_owned(), true)
+        };
+        assert_eq!(
+            found,
+            [
+                task("dusk", Some("other")),
+                task("midday", Some("shop")),
+                task("morning", Some("shop")),
+                task("night", None),
+                task("noon", Some("shop")),
+            ]
+        );
+    }
 }

@@ -8,7 +8,7 @@ use super::{App, register::fingerprint};
 use crate::{
     event::Origin,
     registry::{CronDescriptor, Trigger},
-    schedule::Misfire,
+    schedule::{DEFAULT_GRACE, Misfire},
 };
 
 /// What an app is made of, from [`App::describe`].
@@ -167,9 +167,6 @@ pub enum TickEffect {
     },
 }
 
-/// A due time that is later than this counts as missed, unless the task says otherwise.
-const GRACE: Duration = Duration::from_mins(1);
-
 fn misfire_text(misfire: Misfire) -> String {
     match misfire {
         Misfire::Skip => "skip".to_owned(),
@@ -303,7 +300,7 @@ fn schedule(
         expression: cron.expression.to_owned(),
         time_zone: cron.time_zone.unwrap_or("UTC").to_owned(),
         misfire: cron.misfire.unwrap_or_default(),
-        grace_ms: millis(cron.grace.unwrap_or(GRACE)),
+        grace_ms: millis(cron.grace.unwrap_or(DEFAULT_GRACE)),
         effect,
         source: origin.into(),
     }

@@ -54,6 +54,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     6 "0006_maintenance",
     7 "0007_renames",
     8 "0008_schedules",
+    9 "0009_delayed_emits",
 ];
 
 /// The version that this build works with.

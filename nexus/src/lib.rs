@@ -81,10 +81,12 @@ pub mod testing;
 pub use app::{App, Handle, StartError, run, start};
 pub use client::{Client, Database, EmitError};
 pub use event::{Envelope, EnvelopeMeta, Event, EventPayload};
-pub use handler::{Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx};
+pub use handler::{
+    Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx, checkpoint,
+};
 pub use jiff;
 #[cfg(feature = "macros")]
-pub use nexus_macros::{Event, cron, handler};
+pub use nexus_macros::{Event, app, cron, handler};
 pub use retry::RetryPolicy;
 pub use schedule::Misfire;
 
@@ -104,10 +106,13 @@ pub mod prelude {
 pub mod __private {
     pub use crate::{
         event::{EventDescriptor, EventKey, EventMeta, Origin},
-        handler::{FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements},
+        handler::{
+            DerivedEvent, FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements,
+            Usable, Use,
+        },
         registry::{
-            Backoff, CronDescriptor, CronItem, Derived, EVENTS, HANDLERS, HandlerDescriptor,
-            HandlerOptions, Initial, TASKS, TaskDescriptor, TaskPayload, Trigger,
+            Backoff, CronDescriptor, CronItem, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions,
+            Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
         },
         schedule::Misfire,
     };

@@ -1,6 +1,8 @@
 //! Fault helpers of the nexus test suites. Databases and clocks come from `nexus::testing`.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, panic::UnwindSafe, time::Duration};
+
+use futures_util::FutureExt as _;
 
 /// How long anything may take before a test gives up: generous, because machines are shared.
 pub const PATIENCE: Duration = Duration::from_mins(2);
@@ -72,4 +74,14 @@ pub fn check_linked(app: &nexus::App, mentioned: &[&str]) {
         .map(|handler| handler.name.as_str())
         .collect();
     assert_eq!(found, expected, "{description}");
+}
+
+/// The text that `future` panics with; `None` if it does not.
+pub async fn catch_panic<F: Future + UnwindSafe>(future: F) -> Option<String> {
+    let panic = future.catch_unwind().await.err()?;
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    Some(text.unwrap_or_default())
 }

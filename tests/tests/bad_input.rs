@@ -1,9 +1,14 @@
 //! Bad input gets an error or a dead letter that says what was found and what to do, disturbs
 //! nothing else and loses nothing.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
-use nexus::{EmitError, event::EncodeError, prelude::*, testing::TestDatabase};
+use nexus::{
+    EmitError,
+    event::EncodeError,
+    prelude::*,
+    testing::{TestApp, TestDatabase},
+};
 use nexus_tests::{until, within};
 use tokio::sync::mpsc;
 
@@ -29,17 +34,14 @@ async fn read(note: NoteTaken, saw: State<Saw>) {
     let _ = saw.send(note.text);
 }
 
-async fn start(database: &TestDatabase) -> (nexus::Handle, mpsc::UnboundedReceiver<String>) {
+async fn start(database: &TestDatabase) -> (TestApp, mpsc::UnboundedReceiver<String>) {
     let (sender, saw) = mpsc::unbounded_channel::<String>();
-    let app = App::discover()
-        .database_url(database.url())
-        .idle_poll(Duration::from_millis(25))
-        .state::<Saw>(sender);
-    (nexus::start(app).await.unwrap(), saw)
+    let app = App::discover().state::<Saw>(sender);
+    (TestApp::start_on(database, app).await, saw)
 }
 
-async fn letters(app: &nexus::Handle) -> Vec<(String, String)> {
-    let letters = app.client().dead_letters("default", 100).await.unwrap();
+async fn letters(app: &TestApp) -> Vec<(String, String)> {
+    let letters = app.dead_letters().await;
     let mut found: Vec<_> = letters
         .into_iter()
         .map(|letter| (letter.reason, letter.error.unwrap_or_default()))
@@ -120,7 +122,7 @@ async fn malformed_messages_become_dead_letters_and_the_others_run() {
         within("the good one runs", saw.recv()).await.as_deref(),
         Some("good")
     );
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     let letters = letters(&app).await;
     assert_eq!(letters.len(), 3, "{letters:?}");
     assert!(
@@ -183,7 +185,7 @@ async fn messages_that_no_claim_looks_for_are_adopted_or_dead_lettered() {
         (!letters(&app).await.is_empty()).then_some(())
     })
     .await;
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     assert_eq!(
         letters(&app).await,
         [(
@@ -233,7 +235,7 @@ async fn what_may_be_emitted_is_never_too_large_to_be_claimed() {
         ),
         "{error}"
     );
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     assert_eq!(letters(&app).await, []);
     app.shutdown().await;
 }
@@ -254,7 +256,7 @@ async fn an_oversized_body_is_dead_lettered_unread() {
         within("the good one runs", saw.recv()).await.as_deref(),
         Some("good")
     );
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     let letters = letters(&app).await;
     assert_eq!(
         letters,
@@ -276,7 +278,7 @@ async fn a_queue_that_was_dropped_by_hand_comes_back() {
         within("it runs", saw.recv()).await.as_deref(),
         Some("before")
     );
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     sqlx::query("select pgmq.drop_queue('core_events_demo')")
         .execute(&pool)
         .await
@@ -329,7 +331,7 @@ async fn a_dropped_queue_in_a_transaction_is_an_error_that_says_what_to_do() {
     let client = app.client().clone();
     // Loads the plan while the queue is there.
     client.emit(&note("before")).await.unwrap();
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     app.shutdown().await;
     let pool = database.pool().await;
     sqlx::query("select pgmq.drop_queue('core_events_demo')")

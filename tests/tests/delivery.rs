@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use nexus::{prelude::*, testing::TestDatabase};
+use nexus::{
+    prelude::*,
+    testing::{TestApp, TestDatabase},
+};
 use nexus_tests::{until, within};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -161,8 +164,6 @@ impl Test {
     fn app<'a>(&self, handlers: impl IntoIterator<Item = &'a str>) -> App {
         App::discover()
             .only(handlers)
-            .database_url(self.database.url())
-            .idle_poll(Duration::from_millis(25))
             .state(self.sender.clone())
             .state(Arc::clone(&self.gate))
     }
@@ -185,9 +186,7 @@ impl Test {
 #[tokio::test]
 async fn every_handler_of_every_group_gets_its_own_copy() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["first", "second", "third"]))
-        .await
-        .unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["first", "second", "third"])).await;
     let id = app.client().emit(&order(7)).await.unwrap();
     let mut seen = Vec::new();
     for _ in 0..3 {
@@ -201,7 +200,7 @@ async fn every_handler_of_every_group_gets_its_own_copy() {
     for ((who, key), expected) in seen.iter().zip(keys) {
         assert_eq!(*key, format!("demo/{id}/{expected}"), "{who}");
     }
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     assert!(
         app.stats().iter().all(|stats| stats.completed == 1),
         "{:?}",
@@ -213,12 +212,10 @@ async fn every_handler_of_every_group_gets_its_own_copy() {
 #[tokio::test]
 async fn effects_follow_ups_and_completion_commit_together_and_once() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["book", "after_booking"]))
-        .await
-        .unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["book", "after_booking"])).await;
     let orders: Vec<OrderPlaced> = (0..20).map(order).collect();
     app.client().emit_all(&orders).await.unwrap();
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
 
     // Odd orders ran twice; what their first attempt inserted and emitted was rolled back.
     assert_eq!(test.bookings().await, (0..20).collect::<Vec<i64>>());
@@ -247,14 +244,12 @@ async fn effects_follow_ups_and_completion_commit_together_and_once() {
 #[tokio::test]
 async fn a_returned_event_is_stored_with_the_completion() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["forward", "after_booking"]))
-        .await
-        .unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["forward", "after_booking"])).await;
     app.client()
         .emit_all(&(0..10).map(order).collect::<Vec<_>>())
         .await
         .unwrap();
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     let mut followed = Vec::new();
     for _ in 0..5 {
         followed.push(test.next().await.1);
@@ -267,7 +262,7 @@ async fn a_returned_event_is_stored_with_the_completion() {
 #[tokio::test]
 async fn emits_of_a_transaction_commit_or_vanish_with_it() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["first"])).await.unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["first"])).await;
     let pool = test.database.pool().await;
 
     let mut tx = pool.begin().await.unwrap();
@@ -287,7 +282,7 @@ async fn emits_of_a_transaction_commit_or_vanish_with_it() {
     tx.emit_all(&[order(5), order(6)]).unwrap();
     tx.commit().await.unwrap();
 
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     let mut seen = Vec::new();
     for _ in 0..3 {
         seen.push(test.next().await.1);
@@ -305,9 +300,7 @@ async fn emits_of_a_transaction_commit_or_vanish_with_it() {
 #[tokio::test]
 async fn what_follows_inherits_correlation_causation_and_trace() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["forward", "after_booking"]))
-        .await
-        .unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["forward", "after_booking"])).await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let id = app
         .client()
@@ -331,7 +324,7 @@ async fn what_follows_inherits_correlation_causation_and_trace() {
 #[tokio::test]
 async fn an_event_nobody_wants_is_in_the_log() {
     let test = Test::new().await;
-    let app = nexus::start(test.app(["after_booking"])).await.unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["after_booking"])).await;
     let id = app.client().emit(&order(1)).await.unwrap();
     let pool = test.database.pool().await;
     let row: (String, String, serde_json::Value) = sqlx::query_as(
@@ -350,7 +343,7 @@ async fn an_event_nobody_wants_is_in_the_log() {
 #[tokio::test]
 async fn a_slow_handler_holds_nobody_up() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["slow", "first"])).await.unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["slow", "first"])).await;
     app.client()
         .emit_all(&(0..300).map(order).collect::<Vec<_>>())
         .await
@@ -363,30 +356,22 @@ async fn a_slow_handler_holds_nobody_up() {
         }
     }
     test.gate.add_permits(300);
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     app.shutdown().await;
 }
 
 #[tokio::test]
 async fn replicas_compete_and_other_apps_get_their_own_copy() {
     let mut test = Test::new().await;
-    let one = nexus::start(test.app(["first"]).name("shop"))
-        .await
-        .unwrap();
-    let two = nexus::start(test.app(["first"]).name("shop"))
-        .await
-        .unwrap();
-    let other = nexus::start(test.app(["first"]).name("warehouse"))
-        .await
-        .unwrap();
+    let one = TestApp::start_on(&test.database, test.app(["first"]).name("shop")).await;
+    let two = TestApp::start_on(&test.database, test.app(["first"]).name("shop")).await;
+    let other = TestApp::start_on(&test.database, test.app(["first"]).name("warehouse")).await;
     one.client()
         .emit_all(&(0..200).map(order).collect::<Vec<_>>())
         .await
         .unwrap();
-    for app in [&one, &two, &other] {
-        within("all is settled", app.idle()).await.unwrap();
-    }
-    let completed = |app: &nexus::Handle| app.stats()[0].completed;
+    one.drained().await;
+    let completed = |app: &TestApp| app.stats()[0].completed;
     assert_eq!(completed(&one) + completed(&two), 200);
     assert_eq!(completed(&other), 200);
     for app in [one, two, other] {
@@ -402,14 +387,10 @@ async fn replicas_compete_and_other_apps_get_their_own_copy() {
 #[tokio::test]
 async fn namespaces_are_apart() {
     let mut test = Test::new().await;
-    let here = nexus::start(test.app(["first"]).namespace("here"))
-        .await
-        .unwrap();
-    let there = nexus::start(test.app(["first"]).namespace("there"))
-        .await
-        .unwrap();
+    let here = TestApp::start_on(&test.database, test.app(["first"]).namespace("here")).await;
+    let there = TestApp::start_on(&test.database, test.app(["first"]).namespace("there")).await;
     here.client().emit(&order(1)).await.unwrap();
-    within("all is settled", here.idle()).await.unwrap();
+    here.drained().await;
     assert_eq!(
         (here.stats()[0].completed, there.stats()[0].completed),
         (1, 0)
@@ -422,7 +403,7 @@ async fn namespaces_are_apart() {
 #[tokio::test]
 async fn a_stolen_lease_refuses_the_verdict_and_rolls_back() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["contested"])).await.unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["contested"])).await;
     app.client().emit(&order(1)).await.unwrap();
     assert_eq!(test.next().await.0, "contested");
     // Somebody else claims the message while the handler runs.
@@ -434,7 +415,7 @@ async fn a_stolen_lease_refuses_the_verdict_and_rolls_back() {
     test.gate.add_permits(2);
     // It runs again, and only that run counts.
     assert_eq!(test.next().await.0, "contested");
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     assert_eq!(test.bookings().await, [1]);
     assert_eq!((app.stats()[0].completed, app.stats()[0].lost), (1, 1));
     app.shutdown().await;
@@ -443,9 +424,11 @@ async fn a_stolen_lease_refuses_the_verdict_and_rolls_back() {
 #[tokio::test]
 async fn a_stolen_lease_stops_a_handler_that_still_runs() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["contested"]).lease(Duration::from_secs(2)))
-        .await
-        .unwrap();
+    let app = TestApp::start_on(
+        &test.database,
+        test.app(["contested"]).lease(Duration::from_secs(2)),
+    )
+    .await;
     app.client().emit(&order(1)).await.unwrap();
     assert_eq!(test.next().await.0, "contested");
     let pool = test.database.pool().await;
@@ -456,7 +439,7 @@ async fn a_stolen_lease_stops_a_handler_that_still_runs() {
     // The gate stays shut: the control thread notices, and the message is claimed again.
     assert_eq!(test.next().await.0, "contested");
     test.gate.add_permits(1);
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     assert_eq!(test.bookings().await, [1]);
     app.shutdown().await;
 }
@@ -464,9 +447,11 @@ async fn a_stolen_lease_stops_a_handler_that_still_runs() {
 #[tokio::test]
 async fn a_long_handler_keeps_its_lease() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["slow"]).lease(Duration::from_secs(1)))
-        .await
-        .unwrap();
+    let app = TestApp::start_on(
+        &test.database,
+        test.app(["slow"]).lease(Duration::from_secs(1)),
+    )
+    .await;
     app.client().emit(&order(1)).await.unwrap();
     assert_eq!(test.next().await.0, "slow begins");
     // The lease is extended: more than three of them pass, by the clock of the database.
@@ -490,7 +475,7 @@ async fn a_long_handler_keeps_its_lease() {
     test.gate.add_permits(1);
     let (who, _, facts) = test.next().await;
     assert_eq!((who, facts.attempt), ("slow ends", 1));
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     app.shutdown().await;
 }
 
@@ -500,7 +485,7 @@ async fn a_stopping_node_gives_back_at_once_and_counts_no_attempt() {
     let impatient = test
         .app(["slow"])
         .shutdown_timeout(Duration::from_millis(50));
-    let app = nexus::start(impatient).await.unwrap();
+    let app = TestApp::start_on(&test.database, impatient).await;
     app.client()
         .emit_all(&(0..10).map(order).collect::<Vec<_>>())
         .await
@@ -525,8 +510,8 @@ async fn a_stopping_node_gives_back_at_once_and_counts_no_attempt() {
     assert_eq!(nodes, 0, "the node deregistered");
 
     test.gate.add_permits(10);
-    let app = nexus::start(test.app(["slow"])).await.unwrap();
-    within("all is settled", app.idle()).await.unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["slow"])).await;
+    app.drained().await;
     assert_eq!(app.stats()[0].completed, 10);
     app.shutdown().await;
 }
@@ -534,7 +519,7 @@ async fn a_stopping_node_gives_back_at_once_and_counts_no_attempt() {
 #[tokio::test]
 async fn a_stopping_node_lets_running_handlers_finish() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["slow"])).await.unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["slow"])).await;
     app.client().emit(&order(1)).await.unwrap();
     assert_eq!(test.next().await.0, "slow begins");
     let stopping = tokio::spawn(app.shutdown());
@@ -552,7 +537,7 @@ async fn a_stopping_node_lets_running_handlers_finish() {
 #[tokio::test]
 async fn one_idempotency_key_is_one_event() {
     let mut test = Test::new().await;
-    let app = nexus::start(test.app(["first"])).await.unwrap();
+    let app = TestApp::start_on(&test.database, test.app(["first"])).await;
     let emits = (0..50).map(|_| {
         let client = app.client().clone();
         tokio::spawn(async move {
@@ -568,7 +553,7 @@ async fn one_idempotency_key_is_one_event() {
         ids.push(within("an emit returns", emit).await.unwrap());
     }
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    within("all is settled", app.idle()).await.unwrap();
+    app.drained().await;
     assert_eq!(app.stats()[0].completed, 1);
     assert_eq!(test.next().await.2.event_id, ids[0]);
 

@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use nexus::{prelude::*, testing::TestDatabase};
+use nexus::{
+    prelude::*,
+    testing::{TestApp, TestDatabase},
+};
 use nexus_tests::within;
 use tokio::sync::mpsc;
 
@@ -100,8 +103,7 @@ async fn gulp(commands: Batch<Command>, tx: &mut Tx, saw: State<Saw>) -> nexus::
 }
 
 struct Test {
-    database: TestDatabase,
-    app: nexus::Handle,
+    app: TestApp,
     saw: mpsc::UnboundedReceiver<(u32, u32)>,
     mended: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -109,26 +111,18 @@ struct Test {
 impl Test {
     async fn new(handler: &str) -> Self {
         let database = TestDatabase::new().await;
-        let pool = database.pool().await;
         sqlx::query("create table effects (number bigint)")
-            .execute(&pool)
+            .execute(&database.pool().await)
             .await
             .unwrap();
         let (sender, saw) = mpsc::unbounded_channel();
         let mended = Arc::default();
         let app = App::discover()
             .only([handler])
-            .database_url(database.url())
-            .idle_poll(Duration::from_millis(25))
             .state::<Saw>(sender)
             .state(Arc::clone(&mended));
-        let app = nexus::start(app).await.unwrap();
-        Self {
-            database,
-            app,
-            saw,
-            mended,
-        }
+        let app = TestApp::start_on(&database, app).await;
+        Self { app, saw, mended }
     }
 
     async fn emit(&self, commands: &[Command]) {
@@ -136,15 +130,11 @@ impl Test {
     }
 
     async fn idle(&self) {
-        within("all is settled", self.app.idle()).await.unwrap();
+        self.app.drained().await;
     }
 
     async fn letters(&self) -> Vec<nexus::client::DeadLetter> {
-        self.app
-            .client()
-            .dead_letters("default", 100)
-            .await
-            .unwrap()
+        self.app.dead_letters().await
     }
 
     /// (completed, retried, snoozed, dead-lettered)
@@ -160,7 +150,7 @@ impl Test {
 
     async fn effects(&self) -> Vec<i64> {
         sqlx::query_scalar("select number from effects order by 1")
-            .fetch_all(&self.database.pool().await)
+            .fetch_all(self.app.pool())
             .await
             .unwrap()
     }
@@ -196,20 +186,20 @@ async fn waits_for_the_backoff_by_the_clock_of_the_database() {
     let mut test = Test::new("patient").await;
     test.emit(&[command(1, "")]).await;
     assert_eq!(within("it runs", test.saw.recv()).await, Some((1, 1)));
-    let pool = test.database.pool().await;
+    let pool = test.app.pool();
     nexus_tests::until("the retry is stored", || async {
         let minutes: Option<i32> = sqlx::query_scalar(
             "select (extract(epoch from vt - core.now()) / 60)::int from pgmq.q_core_events_demo
              where headers ? 'settled'",
         )
-        .fetch_optional(&pool)
+        .fetch_optional(pool)
         .await
         .unwrap();
         // An hour with a jitter of a fifth.
         minutes.map(|minutes| assert!((48..=72).contains(&minutes), "{minutes}"))
     })
     .await;
-    test.database.advance(Duration::from_mins(73)).await;
+    test.app.advance(Duration::from_mins(73)).await;
     assert_eq!(within("it runs again", test.saw.recv()).await, Some((1, 2)));
     test.idle().await;
 }
@@ -280,14 +270,14 @@ async fn a_timeout_rolls_back_and_stops_the_statement() {
     .await;
     test.idle().await;
     assert_eq!(test.effects().await, [1, 2, 3]);
-    let pool = test.database.pool().await;
+    let pool = test.app.pool();
     nexus_tests::until("the server stops the statement", || async {
         let running: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
              where datname = current_database() and query like '%pg_sleep(60)%' and pid <> pg_backend_pid()
                and state = 'active'",
         )
-        .fetch_one(&pool)
+        .fetch_one(pool)
         .await
         .unwrap();
         (running == 0).then_some(())
@@ -361,12 +351,12 @@ async fn a_bad_item_of_a_batch_ends_up_alone() {
 #[tokio::test]
 async fn items_that_do_not_decode_leave_the_batch() {
     let test = Test::new("gulp").await;
-    let pool = test.database.pool().await;
+    let pool = test.app.pool();
     test.emit(&[command(1, ""), command(2, "")]).await;
     sqlx::query(
         "select core.emit('demo', 'test.command', '{\"number\": \"three\", \"say\": \"\"}')",
     )
-    .execute(&pool)
+    .execute(pool)
     .await
     .unwrap();
     test.emit(&[command(4, "")]).await;

@@ -84,8 +84,8 @@ impl Handle {
         stats(&self.running.routes)
     }
 
-    /// Waits until no message is left for this node's handlers, waiting for a retry included, and
-    /// none of a foreign program to be adopted. With other emitters that moment may never come: put
+    /// Waits until no message is left for this node's handlers, waiting for a retry included, none of a
+    /// foreign program to be adopted, and no delayed event that is due. With other emitters that moment may never come: put
     /// a timeout around it.
     ///
     /// # Errors
@@ -101,7 +101,12 @@ impl Handle {
     }
 
     async fn is_idle(&self) -> sqlx::Result<bool> {
-        let mut connection = self.running.node.pool.acquire().await?;
+        let node = &self.running.node;
+        let mut connection = node.pool.acquire().await?;
+        // Before the queues, which these events move to.
+        if store::delayed_emits::is_any_due(&mut connection, &node.row.namespace).await? {
+            return Ok(false);
+        }
         // In the main queue, messages of foreign programs wait to be adopted.
         let mut queues = BTreeMap::from([(self.running.main_queue.as_str(), Vec::new())]);
         for route in &self.running.routes {
@@ -115,7 +120,7 @@ impl Handle {
             return Ok(false);
         }
         // A completed message is gone from its queue a moment before it is counted.
-        Ok(self.running.node.leases.is_empty())
+        Ok(node.leases.is_empty())
     }
 
     /// Completes when the node cannot go on, because another process has started with its id.
@@ -130,6 +135,11 @@ impl Handle {
         let routes = self.running.routes.clone();
         self.running.shutdown().await;
         stats(&routes)
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
     }
 
     /// Stops waiting for running handlers during [`shutdown`](Self::shutdown).

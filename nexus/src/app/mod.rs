@@ -30,7 +30,7 @@ pub use crate::{
     registry::{Problem, Problems},
 };
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
@@ -39,9 +39,9 @@ use crate::{
     config::Overrides,
     event::EventDescriptor,
     handler::StateMap,
-    registry::{self, HandlerDescriptor, TaskDescriptor, Trigger, tick_event_type},
+    registry::{self, HandlerDescriptor, List, TaskDescriptor, Trigger, tick_event_type},
     retry::RetryPolicy,
-    runtime::{Counts, Route},
+    runtime::{Counts, Points, Route},
 };
 
 use select::Filter;
@@ -75,6 +75,7 @@ pub struct App {
     overrides: Overrides,
     retry: RetryPolicy,
     problems: Vec<Problem>,
+    points: Arc<Points>,
 }
 
 /// Why an app did not start. Nothing runs, and nothing was registered.
@@ -177,19 +178,34 @@ impl App {
     /// A crate that is a dependency only for its handlers must be named once in the source, with
     /// [`nexus::link!`](crate::link), or the linker leaves it out.
     pub fn discover() -> Self {
+        Self::of(registry::handlers(), registry::events(), registry::tasks())
+    }
+
+    /// What [`app!`](crate::app!) makes of its list.
+    #[doc(hidden)]
+    pub fn of_list(list: &'static List) -> Self {
+        Self::of(list.handlers(), list.events(), list.tasks())
+    }
+
+    fn of(
+        handlers: Vec<&'static HandlerDescriptor>,
+        events: Vec<&'static EventDescriptor>,
+        tasks: Vec<&'static TaskDescriptor>,
+    ) -> Self {
         Self {
             name: "default".to_owned(),
             display_name: None,
             description: None,
             metadata: Value::Object(serde_json::Map::new()),
-            handlers: registry::handlers(),
-            events: registry::events(),
-            tasks: registry::tasks(),
+            handlers,
+            events,
+            tasks,
             filters: Vec::new(),
             states: StateMap::default(),
             overrides: Overrides::default(),
             retry: RetryPolicy::default(),
             problems: Vec::new(),
+            points: Arc::default(),
         }
     }
 
@@ -372,6 +388,27 @@ impl App {
         self.overrides
             .max_payload_bytes
             .unwrap_or(crate::config::DEFAULT_PAYLOAD_BYTES)
+    }
+
+    /// The app as the test kit starts it: in a database of its own, under an id of its own, quick to
+    /// notice what was not announced, and keeping what a moved clock would make it forget.
+    #[cfg(feature = "testing")]
+    pub(crate) fn for_test(mut self, database_url: &str, node_id: String) -> Self {
+        let overrides = &mut self.overrides;
+        overrides.database_url = Some(database_url.to_owned());
+        overrides.node_id.get_or_insert(node_id);
+        // Twenty tests at once share the connections of one server.
+        overrides.pool_size.get_or_insert(10);
+        overrides.idle_poll.get_or_insert(Duration::from_millis(25));
+        overrides
+            .retention
+            .get_or_insert(Duration::from_hours(24 * 365 * 100));
+        self
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn points(&self) -> &Arc<Points> {
+        &self.points
     }
 
     fn routes(&self, queue_of: impl Fn(&str) -> String) -> Vec<Route> {

@@ -36,10 +36,12 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         )
     };
     let database = Database::from_url(&url, source)?;
-    database.migrate().await.map_err(|error| match error {
-        ConnectError::Schema(error) => unusable_schema(error, embedded.as_ref()),
-        other => StartError::Connect(other),
-    })?;
+    if !app.points.is_migrated() {
+        database.migrate().await.map_err(|error| match error {
+            ConnectError::Schema(error) => unusable_schema(error, embedded.as_ref()),
+            other => StartError::Connect(other),
+        })?;
+    }
     let pool = database.pool(config.pool_size).await?;
     let own_pool = database.pool(OWN_CONNECTIONS).await?;
     let registered = register::register(&app, &config, &pool).await?;
@@ -54,7 +56,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     // A node whose id was taken stops, whoever waits for it.
     let stop = fenced.child_token();
     let leases = runtime::Leases::default();
-    let alive = CancellationToken::new();
+    let alive = app.points.alive();
     let control = Control::start(runtime::Duty {
         options: database.options().clone(),
         node: registered.node.clone(),
@@ -89,6 +91,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
         }),
         client,
         leases,
+        points: app.points,
         stop,
         abort: CancellationToken::new(),
         isolation: Arc::new(RwLock::new(())),

@@ -1,10 +1,11 @@
-use std::{fmt, future::IntoFuture};
+use std::{fmt, future::IntoFuture, time::Duration};
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use sqlx::PgConnection;
 
 use super::{Client, EmitError};
-use crate::event::{EncodeError, Outgoing};
+use crate::event::{Delay, EncodeError, Outgoing};
 
 /// An event about to be emitted: set options, then await it for the event's id.
 ///
@@ -30,8 +31,48 @@ impl<'a> Emission<'a> {
         }
     }
 
+    /// Emits the event so long from now, by the clock of the database; in a transaction of yours, from
+    /// the moment it began. At most ten years. Default: at once, as with zero.
+    ///
+    /// Until it is due the event waits in `core.delayed_emits`, stored by the same commit as
+    /// everything else; [`Client::cancel`] takes the id to remove it, [`Client::delayed`] shows it. When
+    /// it is due, a node of the namespace appends it to the log and delivers it to the subscriptions
+    /// of that moment; without a running node that is done by the first one that starts.
+    /// [`Envelope::emitted_at`](crate::Envelope::emitted_at) is that moment. The log keeps in its
+    /// `metadata` when the event was asked for (`requestedAt`) and when it was due (`dueAt`).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use nexus::prelude::*;
+    /// # use std::time::Duration;
+    /// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+    /// # struct ReminderDue { order: u64 }
+    /// # async fn example(client: &Client) -> nexus::Result {
+    /// let reminder = client
+    ///     .emit(&ReminderDue { order: 7 })
+    ///     .after(Duration::from_hours(48))
+    ///     .await?;
+    /// // The order has been paid meanwhile.
+    /// let is_cancelled = client.cancel(reminder).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn after(self, delay: Duration) -> Self {
+        self.with(|outgoing| outgoing.delay_by(delay))
+    }
+
+    /// Emits the event at that time, by the clock of the database, as [`after`](Self::after) does; at
+    /// once if the time has passed. At most ten years ahead.
+    pub fn at(self, time: Timestamp) -> Self {
+        self.with(|outgoing| outgoing.delay = Some(Delay::At(time)))
+    }
+
     /// Stores the event once per key and namespace within 24 hours: a repetition returns the id of
     /// the first, another event under the same key is an error.
+    ///
+    /// The hours count from when the event is due. A repetition moves nothing: a delayed event stays
+    /// due when the first emit said. Cancelling the event releases its key.
     pub fn idempotency_key(self, key: impl Into<String>) -> Self {
         let key = key.into();
         self.with(|outgoing| outgoing.idempotency_key = Some(key))
@@ -82,5 +123,106 @@ impl fmt::Debug for Emission<'_> {
         f.debug_struct("Emission")
             .field("outgoing", &self.outgoing)
             .finish_non_exhaustive()
+    }
+}
+
+/// Several events about to be emitted in one transaction: set options for all of them, then await it
+/// for their ids, in order.
+///
+/// Nothing is sent until it is awaited. Dropped while it is awaited, all of the events may have been
+/// stored, or none.
+#[must_use = "an emission does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Emissions<'a> {
+    client: &'a Client,
+    outgoing: Result<Vec<Outgoing>, EncodeError>,
+}
+
+impl<'a> Emissions<'a> {
+    pub(super) fn new(client: &'a Client, outgoing: Result<Vec<Outgoing>, EncodeError>) -> Self {
+        Self { client, outgoing }
+    }
+
+    /// Emits the events so long from now; see [`Emission::after`]. Each can be cancelled by its id.
+    pub fn after(self, delay: Duration) -> Self {
+        self.with(|outgoing| outgoing.delay_by(delay))
+    }
+
+    /// Emits the events at that time; see [`Emission::at`].
+    pub fn at(self, time: Timestamp) -> Self {
+        self.with(|outgoing| outgoing.delay = Some(Delay::At(time)))
+    }
+
+    /// Joins the events to others that follow from one cause; see [`Emission::correlation_id`].
+    pub fn correlation_id(self, id: impl Into<String>) -> Self {
+        let id = id.into();
+        self.with(|outgoing| outgoing.correlation_id = Some(id.clone()))
+    }
+
+    fn with(mut self, set: impl FnMut(&mut Outgoing)) -> Self {
+        if let Ok(outgoing) = &mut self.outgoing {
+            outgoing.iter_mut().for_each(set);
+        }
+        self
+    }
+}
+
+impl<'a> IntoFuture for Emissions<'a> {
+    type Output = Result<Vec<i64>, EmitError>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let events = self.outgoing?;
+            self.client.check(&events)?;
+            self.client.store(events).await
+        })
+    }
+}
+
+/// An event that is emitted with a [`Tx`](super::Tx), for options; without any it can be ignored.
+///
+/// Whether an option can be stored is found out when the transaction commits.
+#[derive(Debug)]
+pub struct EmissionInTx<'a> {
+    outgoing: &'a mut Outgoing,
+}
+
+impl<'a> EmissionInTx<'a> {
+    pub(super) fn new(outgoing: &'a mut Outgoing) -> Self {
+        Self { outgoing }
+    }
+
+    /// Emits the event so long after the transaction began; see [`Emission::after`].
+    ///
+    /// To keep the id, which [`Client::cancel`] needs, use [`Client::emit_in`] with the transaction.
+    pub fn after(&mut self, delay: Duration) -> &mut Self {
+        self.outgoing.delay_by(delay);
+        self
+    }
+
+    /// Emits the event at that time; see [`Emission::at`].
+    pub fn at(&mut self, time: Timestamp) -> &mut Self {
+        self.outgoing.delay = Some(Delay::At(time));
+        self
+    }
+
+    /// Stores the event once per key and namespace; see [`Emission::idempotency_key`]. Another event
+    /// under the same key fails the commit, and a handler's attempt.
+    pub fn idempotency_key(&mut self, key: impl Into<String>) -> &mut Self {
+        self.outgoing.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// Joins the event to others that follow from one cause; see [`Emission::correlation_id`].
+    pub fn correlation_id(&mut self, id: impl Into<String>) -> &mut Self {
+        self.outgoing.correlation_id = Some(id.into());
+        self
+    }
+
+    /// Passes a W3C trace context on to the handlers; see [`Emission::traceparent`].
+    pub fn traceparent(&mut self, traceparent: impl Into<String>) -> &mut Self {
+        self.outgoing.traceparent = Some(traceparent.into());
+        self
     }
 }

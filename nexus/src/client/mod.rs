@@ -1,12 +1,13 @@
 //! Emitting, and looking after what was emitted.
 //!
-//! - [`Client`] emits events, in a transaction of its own or in yours, and shows and redrives dead
-//!   letters.
+//! - [`Client`] emits events, in a transaction of its own or in yours, cancels delayed ones, and shows
+//!   and redrives dead letters.
 //! - [`Tx`] is a transaction with emits in it.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - `wake` tells workers that there is something to do.
 
 mod connect;
+mod delayed;
 mod emission;
 mod error;
 mod operate;
@@ -15,7 +16,8 @@ mod tx;
 mod wake;
 
 pub use connect::{ConnectError, Database};
-pub use emission::Emission;
+pub use delayed::DelayedEvent;
+pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::EmitError;
 pub use operate::{DeadLetter, OperateError, Subscription};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
@@ -215,20 +217,14 @@ impl Client {
         Emission::new(self, Some(connection), self.outgoing(event))
     }
 
-    /// Emits several events in one transaction and returns their ids, in order.
-    ///
-    /// # Errors
-    ///
-    /// None of the events was stored.
-    pub async fn emit_all<'a, E: Event>(
-        &self,
-        events: impl IntoIterator<Item = &'a E>,
-    ) -> Result<Vec<i64>, EmitError> {
-        let outgoing: Result<Vec<_>, _> = events
+    /// Emits several events in one transaction; await it for their ids, in order. After an error none
+    /// of them was stored.
+    pub fn emit_all<'a, E: Event>(&self, events: impl IntoIterator<Item = &'a E>) -> Emissions<'_> {
+        let outgoing = events
             .into_iter()
             .map(|event| self.outgoing(event))
             .collect();
-        self.store(outgoing?).await
+        Emissions::new(self, outgoing)
     }
 
     /// Begins a transaction for your statements and emits. Its commit wakes the workers.

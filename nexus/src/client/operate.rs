@@ -95,7 +95,7 @@ pub struct Subscription {
     pub waiting: i64,
 }
 
-fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> OperateError {
+pub(super) fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> OperateError {
     move |source| OperateError::Database { doing, source }
 }
 

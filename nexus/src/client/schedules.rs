@@ -444,6 +444,7 @@ impl Client {
                 causation_id: None,
                 traceparent: None,
                 tracestate: None,
+                delay: None,
             });
         self.scheduling(name, expression, event)
     }

@@ -14,7 +14,7 @@ use sqlx_core::transaction::TransactionManager;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Client, EmitError};
+use super::{Client, EmissionInTx, EmitError};
 use crate::event::{EncodeError, Event, Outgoing};
 
 /// A transaction: your own statements, emits, and (in a handler) the completion of the message
@@ -69,18 +69,38 @@ impl Tx {
         PgTransactionManager::get_transaction_depth(self) == 1
     }
 
-    /// Emits an event with this transaction.
+    /// Emits an event with this transaction; what it returns sets options.
     ///
     /// # Errors
     ///
     /// The event has no form that can be stored; nothing was sent and the transaction goes on.
-    pub fn emit<E: Event>(&mut self, event: &E) -> Result<(), EncodeError> {
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use nexus::prelude::*;
+    /// # use std::time::Duration;
+    /// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+    /// # struct OrderPlaced { order: u64 }
+    /// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+    /// # struct StockReserved { order: u64 }
+    /// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+    /// # struct ReservationExpired { order: u64 }
+    /// #[handler]
+    /// async fn reserve(placed: OrderPlaced, tx: &mut Tx) -> nexus::Result {
+    ///     tx.emit(&StockReserved { order: placed.order })?;
+    ///     tx.emit(&ReservationExpired { order: placed.order })?.after(Duration::from_mins(15));
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn emit<E: Event>(&mut self, event: &E) -> Result<EmissionInTx<'_>, EncodeError> {
         let outgoing = self.client.outgoing(event)?;
-        self.outgoing.push(outgoing);
-        Ok(())
+        Ok(EmissionInTx::new(self.outgoing.push_mut(outgoing)))
     }
 
     /// Emits several events with this transaction: all of them, or none after an error.
+    ///
+    /// For options emit them one by one; they are stored by one statement all the same.
     ///
     /// # Errors
     ///
@@ -111,6 +131,8 @@ impl Tx {
         }
         let outgoing = std::mem::take(&mut self.outgoing);
         let client = self.client.clone();
+        // Options were set after the events were checked.
+        client.check(&outgoing)?;
         let receipt = client.store_in(self.connection(), &outgoing).await?;
         self.commit_only().await.map_err(EmitError::Commit)?;
         client.wake(receipt.queues);

@@ -52,6 +52,16 @@ pub enum EncodeError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The event is to be emitted too long from now. Store the wish as a row of your own.
+    #[error("event `{event_type}` is delayed by {delay:?}, the limit is {limit:?}: ten years")]
+    DelayTooLong {
+        /// The event type.
+        event_type: String,
+        /// How far ahead it is due.
+        delay: std::time::Duration,
+        /// The limit.
+        limit: std::time::Duration,
+    },
 }
 
 /// Serializes a payload and checks that it can be stored.

@@ -14,10 +14,12 @@ mod outgoing;
 
 pub use encode::EncodeError;
 pub(crate) use encode::encode;
+#[cfg(feature = "testing")]
+pub(crate) use envelope::Body;
 pub use envelope::{Envelope, EnvelopeMeta, PastError};
 pub(crate) use envelope::{Headers, RawBody};
 pub use name::{InvalidName, check_event_type, check_name};
-pub(crate) use outgoing::{Cause, Outgoing};
+pub(crate) use outgoing::{Cause, Delay, Outgoing};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};

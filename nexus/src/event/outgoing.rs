@@ -1,7 +1,35 @@
+use std::time::Duration;
+
+use jiff::Timestamp;
+
 use super::{EncodeError, Event, encode, encode::check_size};
 
 /// Longest idempotency key in bytes: it stands in an index, whose rows are limited.
 const LONGEST_KEY: usize = 1_000;
+
+/// Longest delay: ten years. More is a mistake, such as milliseconds taken for seconds.
+const LONGEST_DELAY: Duration = Duration::from_hours(24 * 3_653);
+
+/// When an event is due, by the clock of the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delay {
+    /// So long after the time of the transaction.
+    After(Duration),
+    At(Timestamp),
+}
+
+impl Delay {
+    /// How far ahead it is, as far as this process can tell: its clock may be off.
+    fn ahead(self) -> Duration {
+        match self {
+            Self::After(delay) => delay,
+            Self::At(time) => time
+                .duration_since(Timestamp::now())
+                .try_into()
+                .unwrap_or(Duration::ZERO),
+        }
+    }
+}
 
 /// An event in the form in which it is stored.
 #[derive(Debug, Clone)]
@@ -15,6 +43,7 @@ pub(crate) struct Outgoing {
     pub(crate) causation_id: Option<String>,
     pub(crate) traceparent: Option<String>,
     pub(crate) tracestate: Option<String>,
+    pub(crate) delay: Option<Delay>,
 }
 
 impl Outgoing {
@@ -29,6 +58,7 @@ impl Outgoing {
             causation_id: None,
             traceparent: None,
             tracestate: None,
+            delay: None,
         };
         outgoing.check(limit)?;
         Ok(outgoing)
@@ -56,7 +86,25 @@ impl Outgoing {
                 limit: LONGEST_KEY,
             }),
             _ => Ok(()),
+        }?;
+        match self.delay.map(Delay::ahead) {
+            Some(delay) if delay > LONGEST_DELAY => Err(EncodeError::DelayTooLong {
+                event_type: event_type(),
+                delay,
+                limit: LONGEST_DELAY,
+            }),
+            _ => Ok(()),
         }
+    }
+
+    /// Emits the event later; at once if there is nothing to wait for.
+    pub(crate) fn delay_by(&mut self, delay: Duration) {
+        self.delay = (!delay.is_zero()).then_some(Delay::After(delay));
+    }
+
+    /// Whether it may be due before `pause` has passed.
+    pub(crate) fn is_delayed_less_than(&self, pause: Duration) -> bool {
+        self.delay.is_some_and(|delay| delay.ahead() < pause)
     }
 
     /// Fills in what was not given from the event that is being handled.

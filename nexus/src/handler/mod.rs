@@ -5,14 +5,21 @@
 //! - results: `()`, [`Emit<E>`], `Option<Emit<E>>`, or a `Result` of these ([`IntoOutcome`]);
 //! - [`Error`] says whether a failed attempt is worth repeating.
 
+mod checkpoint;
 mod context;
+mod derived;
 mod error;
 mod input;
 mod outcome;
 
 pub use crate::client::Tx;
+pub use checkpoint::checkpoint;
+#[cfg(feature = "testing")]
+pub(crate) use checkpoint::{CHECKPOINTS, Checkpoints};
 pub use context::{Context, Ctx, FromContext, Requirements, State, Tick};
 pub(crate) use context::{Shared, StateMap};
+#[doc(hidden)]
+pub use derived::{DerivedEvent, Usable, Use};
 pub use error::{Error, Kind, Result, ResultExt};
 pub use input::{Batch, Input, Invocation};
 pub(crate) use input::{Delivery, Rejected};

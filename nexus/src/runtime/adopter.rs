@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Node;
+use super::{Node, points::Sleeper};
 use crate::store::{self, Failure, queue};
 
 /// Messages adopted in one transaction.
@@ -20,7 +20,7 @@ pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
         }
         if !more {
             tokio::select! {
-                () = tokio::time::sleep(node.settings.idle_poll) => {}
+                () = node.points.sleep(Sleeper::Adopter, node.settings.idle_poll) => {}
                 () = node.stop.cancelled() => {}
             }
         }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::{
     Node, Route, add,
     lease::Lease,
+    points::Point,
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
@@ -29,7 +30,7 @@ pub(crate) struct Message {
 }
 
 /// How a call of the handler ended.
-enum End {
+pub(super) enum End {
     /// Everything is stored already, by the handler's own transaction.
     Committed,
     /// The handler succeeded; events to store with the completion.
@@ -42,6 +43,9 @@ enum End {
     /// The node stops and does not wait any longer.
     Aborted,
 }
+
+/// Why a handler is given up that has ended its transaction itself.
+pub(super) const COMMITTED_BY_HAND: &str = "the handler ended its transaction by a statement of its own, so its effect is not tied to the message: return `Ok` to commit, `Err` to roll back";
 
 /// How long a message waits that failed for reasons of ours.
 const DISTURBED_DELAY: Duration = Duration::from_secs(1);
@@ -67,8 +71,10 @@ pub(crate) async fn run(
             continue;
         }
         let settle = |message: &Message, verdict| {
+            node.points.decided(message, &verdict);
             settler.settle(Arc::clone(&message.lease), Arc::clone(route), verdict);
         };
+        node.points.begin(route, &messages);
         let (rejected, end) = call(node, route, &messages).await;
         // What could not be decoded has left the batch, each message to its own verdict.
         let mut index = 0;
@@ -91,6 +97,7 @@ pub(crate) async fn run(
                 // Counted first: who waits until no lease is held then reads the counts.
                 add(&route.counts.completed, messages.len());
                 for message in &messages {
+                    node.points.committed(message);
                     node.leases.end(&route.queue, &message.lease);
                 }
             }
@@ -111,6 +118,9 @@ pub(crate) async fn run(
                 if messages.len() > 1 && !matches!(error.kind(), Kind::Snooze(_)) =>
             {
                 tracing::debug!(handler = route.name(), %error, messages = messages.len(), "a batch failed, splitting it");
+                for message in &messages {
+                    node.points.split(message, &error);
+                }
                 let second = messages.split_off(messages.len() / 2);
                 waiting.push(second);
                 waiting.push(messages);
@@ -126,34 +136,35 @@ pub(crate) async fn run(
                     "an attempt was disturbed and does not count: {why}"
                 );
                 for message in &messages {
-                    settle(
-                        message,
-                        Verdict::Release {
-                            delay: DISTURBED_DELAY,
-                            failure: None,
-                        },
-                    );
+                    node.points.disturbed(message, &why);
+                    settle(message, give_back(DISTURBED_DELAY));
                 }
             }
             End::Stolen(stolen) => {
                 let (lost, ours) = messages
                     .into_iter()
                     .partition(|message| stolen.contains(&message.lease.msg_id));
+                for message in &ours {
+                    node.points
+                        .disturbed(message, "another message of the batch was lost");
+                }
                 report_lost(node, route, lost);
                 waiting.push(ours);
             }
             End::Aborted => {
                 for message in &messages {
-                    settle(
-                        message,
-                        Verdict::Release {
-                            delay: Duration::ZERO,
-                            failure: None,
-                        },
-                    );
+                    settle(message, give_back(Duration::ZERO));
                 }
             }
         }
+    }
+}
+
+/// Back to the queue, without counting an attempt.
+fn give_back(delay: Duration) -> Verdict {
+    Verdict::Release {
+        delay,
+        failure: None,
     }
 }
 
@@ -166,17 +177,47 @@ fn report_lost(node: &Node, route: &Route, lost: Vec<Message>) {
             msg_id = message.lease.msg_id,
             "rolled back: the lease was lost and another node has the message, or it is gone"
         );
+        node.points.lost(&message);
         node.leases.end(&route.queue, &message.lease);
     }
 }
 
-/// Calls the handler once, in a transaction if it takes one.
+/// Calls the handler once, in a transaction if it takes one, and commits that if it can.
 async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected>, End) {
+    let (rejected, tx, result) = invoke(node, route, messages).await;
+    let end = match (result, tx) {
+        (Ok(emits), None) if messages.len() == 1 || emits.is_empty() => End::Succeeded(emits),
+        (Ok(emits), tx) => {
+            let completed: Vec<&Message> = messages
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| !rejected.iter().any(|rejected| rejected.index == *index))
+                .map(|(_, message)| message)
+                .collect();
+            finish(node, route, tx, &completed, emits).await
+        }
+        (Err(end), tx) => {
+            if let Some(tx) = tx {
+                roll_back(tx).await;
+            }
+            end
+        }
+    };
+    (rejected, end)
+}
+
+/// Calls the handler once, in a transaction if it takes one, which is left open. The events are those
+/// that it returned.
+pub(super) async fn invoke(
+    node: &Node,
+    route: &Route,
+    messages: &[Message],
+) -> (Vec<Rejected>, Option<Tx>, Result<Vec<Outgoing>, End>) {
     let first = &messages[0];
     let tx = if route.descriptor.uses_tx {
         match begin(node, route).await {
             Ok(tx) => Some(tx),
-            Err(end) => return (Vec::new(), end),
+            Err(end) => return (Vec::new(), None, Err(end)),
         }
     } else {
         None
@@ -197,10 +238,9 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
     };
     let cause = cause(&first.delivery.meta);
     // A panic leaves the invocation's transaction behind, which is only dropped after it.
-    let mut handler = Box::pin(CAUSE.scope(
-        cause.clone(),
-        AssertUnwindSafe((route.descriptor.call)(&mut invocation)).catch_unwind(),
-    ));
+    let call = AssertUnwindSafe((route.descriptor.call)(&mut invocation)).catch_unwind();
+    let call = Arc::clone(&node.points).handling(route, call);
+    let mut handler = Box::pin(CAUSE.scope(cause.clone(), call));
     let lost = futures_util::future::select_all(
         messages
             .iter()
@@ -221,7 +261,8 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
     // What the handler holds may panic when it is dropped half-way.
     let dropped = std::panic::catch_unwind(AssertUnwindSafe(|| drop(handler)));
     let result = match (result, dropped) {
-        (Err(end), _) => return (Vec::new(), end),
+        // The transaction is dropped, which closes its connection: a statement may still run.
+        (Err(end), _) => return (Vec::new(), None, Err(end)),
         (Ok(Ok(_)), Err(panic)) => Err(Error::retryable(format!(
             "the handler panicked: {}",
             panic_text(&*panic)
@@ -237,29 +278,9 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
         if tx.as_ref().is_some_and(|tx| !tx.is_whole()) {
             return Err(Error::retryable(NOT_WHOLE));
         }
-        Ok(outcome)
+        Ok(inherit(outcome.emits, &cause))
     });
-    let end = match (result, tx) {
-        (Ok(outcome), None) if messages.len() == 1 || outcome.emits.is_empty() => {
-            End::Succeeded(inherit(outcome.emits, &cause))
-        }
-        (Ok(outcome), tx) => {
-            let completed: Vec<&Message> = messages
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| !rejected.iter().any(|rejected| rejected.index == *index))
-                .map(|(_, message)| message)
-                .collect();
-            finish(node, route, tx, &completed, inherit(outcome.emits, &cause)).await
-        }
-        (Err(error), tx) => {
-            if let Some(tx) = tx {
-                roll_back(tx).await;
-            }
-            End::Failed(error)
-        }
-    };
-    (rejected, end)
+    (rejected, tx, result.map_err(End::Failed))
 }
 
 /// Commits what the handler did, with the events it returned. What a batch emits belongs to all of
@@ -317,7 +338,7 @@ fn inherit(mut emits: Vec<Outgoing>, cause: &Cause) -> Vec<Outgoing> {
 
 /// Rolls back, or closes the connection, which rolls back as well: a statement of a handler that
 /// timed out may still run, and a connection that is gone does not answer.
-async fn roll_back(tx: Tx) {
+pub(super) async fn roll_back(tx: Tx) {
     let _ = tokio::time::timeout(PATIENCE, tx.rollback()).await;
 }
 
@@ -369,15 +390,25 @@ async fn commit(
         msg_ids: &msg_ids,
         read_cts: &read_cts,
     };
+    // Options were set after the events were checked.
+    if let Err(error) = node.client.check(emits) {
+        roll_back(tx).await;
+        return End::Failed(Error::permanent(error));
+    }
     let queues = match store_in(node, &mut tx, completion, emits).await {
+        Ok(Stored {
+            conflict: Some(key),
+            ..
+        }) => {
+            roll_back(tx).await;
+            return End::Failed(Error::from(EmitError::KeyUsedForAnotherEvent { key }));
+        }
         Ok(stored) if stored.completed.len() == msg_ids.len() => stored.queues,
         Ok(Stored { completed, .. }) => {
             let is_ours = queue::is_marked(&mut tx).await;
             roll_back(tx).await;
             if let Ok(false) = is_ours {
-                return End::Failed(Error::permanent(
-                    "the handler ended its transaction by a statement of its own, so its effect is not tied to the message: return `Ok` to commit, `Err` to roll back",
-                ));
+                return End::Failed(Error::permanent(COMMITTED_BY_HAND));
             }
             return End::Stolen(
                 msg_ids
@@ -402,13 +433,21 @@ async fn commit(
             return End::Failed(Error::from(error));
         }
     };
+    let is_of = |handler: &str| handler == route.name();
+    if let Err(error) = node.points.reach(Point::BeforeCommit, is_of).await {
+        return End::Disturbed(error.to_string());
+    }
     let decide = |is_decided| {
         for message in messages {
             message.lease.decide(is_decided);
         }
     };
     decide(true);
-    match tx.commit_only().await {
+    let committed = match tx.commit_only().await {
+        Ok(()) => node.points.reach(Point::AfterCommit, is_of).await,
+        Err(error) => Err(error),
+    };
+    match committed {
         Ok(()) => {
             node.client.wake(queues);
             End::Committed
@@ -457,6 +496,7 @@ async fn store_in(
         for chunk in chunks {
             let more = node.client.store_chunk(tx, chunk, None, &[]).await?;
             stored.queues.extend(more.queues);
+            stored.conflict = stored.conflict.or(more.conflict);
         }
     }
     Ok(stored)

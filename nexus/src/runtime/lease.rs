@@ -115,7 +115,7 @@ impl Leases {
         self.of_queues().is_empty()
     }
 
-    fn of_queues(&self) -> Vec<(String, Vec<Arc<Lease>>)> {
+    pub(crate) fn of_queues(&self) -> Vec<(String, Vec<Arc<Lease>>)> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.iter()
             .filter(|(_, messages)| !messages.is_empty())
@@ -203,7 +203,10 @@ async fn control(duty: Duty, stop: Arc<Notify>) {
             () = duty.gone.cancelled() => break,
             () = tokio::time::sleep(every) => {}
         }
-        let round = tokio::time::timeout(PATIENCE.max(every), round(&duty, &mut connection)).await;
+        let round = tokio::time::timeout(PATIENCE.max(every), round(&duty, &mut connection));
+        let Some(round) = duty.gone.run_until_cancelled(round).await else {
+            break;
+        };
         match round {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

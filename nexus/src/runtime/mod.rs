@@ -4,9 +4,9 @@
 //! - [`attempt`] runs a handler for a message and decides how the attempt ends.
 //! - [`settle`] stores the verdicts, many in one statement.
 //! - [`lease`] keeps claimed messages ours, and the node alive, from a thread of its own.
-//! - [`scheduler`] fires ticks, [`adopter`] takes in what foreign programs send, [`caretaker`]
-//!   does what has to be done from time to time, [`renamer`] moves what carries a former name of a
-//!   handler, [`listener`] hears the doorbell.
+//! - [`scheduler`] fires ticks, [`delayed`] emits what has become due, [`adopter`] takes in what
+//!   foreign programs send, [`caretaker`] does what has to be done from time to time, [`renamer`]
+//!   moves what carries a former name of a handler, [`listener`] hears the doorbell.
 //!
 //! A message is in exactly one place at a time: in its queue, in a worker's buffer, in an attempt,
 //! or on its way to be settled. From the claim until it is settled its lease is held by [`lease`].
@@ -15,8 +15,12 @@ mod adopter;
 mod attempt;
 mod caretaker;
 mod declaration;
+mod delayed;
+#[cfg(feature = "testing")]
+pub(crate) mod isolated;
 mod lease;
 mod listener;
+pub(crate) mod points;
 mod renamer;
 mod scheduler;
 mod settle;
@@ -50,6 +54,7 @@ use crate::{
 
 pub(crate) use declaration::{Declaration, DeclaredTask};
 pub(crate) use lease::{Control, Duty, Leases};
+pub(crate) use points::Points;
 
 /// A handler as this node runs it: its descriptor with all defaults filled in.
 #[derive(Debug)]
@@ -123,6 +128,8 @@ pub(crate) struct Node {
     pub(crate) settings: Settings,
     pub(crate) shared: Arc<Shared>,
     pub(crate) leases: lease::Leases,
+    /// Where the test kit looks on.
+    pub(crate) points: Arc<Points>,
     /// No new work is taken; what runs goes on.
     pub(crate) stop: CancellationToken,
     /// What still runs is given up.
@@ -216,22 +223,30 @@ pub(crate) fn start(
     }
     let (workers, services, settlers) =
         (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-    let give_up = CancellationToken::new();
+    // A crash that a test asks for ends them as well.
+    let give_up = node.points.alive();
     let mut queues: Vec<String> = by_queue.keys().cloned().collect();
+    if !node.points.has_loops() {
+        by_queue.clear();
+    }
     for (queue, routes) in by_queue {
         let settler = settle::start(&settlers, Arc::clone(&node), queue.clone(), give_up.clone());
-        workers.spawn(worker::run(Arc::clone(&node), queue, routes, settler));
+        let worker = worker::run(Arc::clone(&node), queue, routes, settler);
+        workers.spawn(Arc::clone(&node.points).while_alive(worker));
     }
     // Every node adopts, whatever its groups.
     if !queues.contains(&main_queue) {
         queues.push(main_queue.clone());
     }
     let until = || give_up.clone();
-    services.spawn(until().run_until_cancelled_owned(adopter::run(Arc::clone(&node), queues)));
-    services.spawn(until().run_until_cancelled_owned(scheduler::run(Arc::clone(&node))));
-    services.spawn(until().run_until_cancelled_owned(caretaker::run(Arc::clone(&node))));
-    services.spawn(until().run_until_cancelled_owned(listener::run(Arc::clone(&node))));
-    services.spawn(until().run_until_cancelled_owned(renamer::run(Arc::clone(&node))));
+    if node.points.has_loops() {
+        services.spawn(until().run_until_cancelled_owned(adopter::run(Arc::clone(&node), queues)));
+        services.spawn(until().run_until_cancelled_owned(scheduler::run(Arc::clone(&node))));
+        services.spawn(until().run_until_cancelled_owned(delayed::run(Arc::clone(&node))));
+        services.spawn(until().run_until_cancelled_owned(caretaker::run(Arc::clone(&node))));
+        services.spawn(until().run_until_cancelled_owned(listener::run(Arc::clone(&node))));
+        services.spawn(until().run_until_cancelled_owned(renamer::run(Arc::clone(&node))));
+    }
     for tracker in [&workers, &services, &settlers] {
         tracker.close();
     }
@@ -248,6 +263,14 @@ pub(crate) fn start(
 }
 
 impl Running {
+    /// Stops without waiting for anything: for a test that has ended.
+    #[cfg(feature = "testing")]
+    pub(crate) fn abandon(&self) {
+        self.node.stop.cancel();
+        self.node.abort.cancel();
+        self.give_up.cancel();
+    }
+
     /// Takes no new work, lets what runs finish for as long as the shutdown timeout allows, gives
     /// back the rest, and forgets the node.
     pub(crate) async fn shutdown(self) {

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use sqlx::Connection;
 
-use super::Node;
+use super::{Node, points::Sleeper};
 use crate::store::{
     self, Failure, queue,
     renames::{self, FormerName, Place},
@@ -33,7 +33,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            () = node.points.sleep(Sleeper::Renamer, EVERY) => {}
             () = node.stop.cancelled() => {}
         }
     }

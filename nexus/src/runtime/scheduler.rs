@@ -8,7 +8,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use jiff::SignedDuration;
 use sqlx::{Acquire, PgConnection, types::Uuid};
 
-use super::Node;
+use super::{
+    Node,
+    points::{Point, Sleeper},
+};
 use crate::{
     schedule::{Schedule, misfire},
     store::{
@@ -48,7 +51,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = node.points.sleep(Sleeper::Scheduler, pause) => {}
             () = node.stop.cancelled() => {}
         }
     }
@@ -61,8 +64,18 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
     let mut tx = connection.begin().await?;
     let due = scheduled_tasks::lock_due(&mut tx, namespace, MOST_TASKS).await?;
     if !due.is_empty() {
-        let queues = fire(&mut tx, namespace, &due).await?;
+        let (queues, fired) = fire(&mut tx, namespace, &due).await?;
+        let is_of = |name: &str| {
+            due.iter()
+                .any(|task| task.name == name && fired.contains(&task.task_id))
+        };
+        if !fired.is_empty() {
+            node.points.reach(Point::BeforeTick, is_of).await?;
+        }
         tx.commit().await?;
+        if !fired.is_empty() {
+            node.points.reach(Point::AfterTick, is_of).await?;
+        }
         connection.give_back();
         node.client.wake(queues);
         // There may be more, or a task that was behind is due again.
@@ -81,8 +94,12 @@ async fn fire_due(node: &Node) -> sqlx::Result<Duration> {
     })
 }
 
-/// Fires the ticks of locked tasks and returns the queues that got messages.
-async fn fire(tx: &mut PgConnection, namespace: &str, due: &[Due]) -> sqlx::Result<Vec<String>> {
+/// Fires the ticks of locked tasks and returns the queues that got messages, and the tasks that ticked.
+async fn fire(
+    tx: &mut PgConnection,
+    namespace: &str,
+    due: &[Due],
+) -> sqlx::Result<(Vec<String>, HashSet<Uuid>)> {
     let limit = (MOST_TICKS / due.len()).max(1);
     let mut ticks = Vec::new();
     let mut next_runs = Vec::new();
@@ -144,5 +161,5 @@ async fn fire(tx: &mut PgConnection, namespace: &str, due: &[Due]) -> sqlx::Resu
     for (task_id, error) in &failed {
         scheduled_tasks::deactivate(tx, *task_id, error, fired.contains(task_id)).await?;
     }
-    Ok(queues)
+    Ok((queues, fired))
 }

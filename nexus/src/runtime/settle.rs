@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Node, Route, add, attempt, lease::Lease};
+use super::{Node, Route, add, attempt, lease::Lease, points::Point};
 use crate::{
     client::{CHUNK_BYTES, EmitError},
     event::{EnvelopeMeta, Outgoing, PastError},
@@ -199,6 +199,45 @@ fn completion_may_pass(error: &EmitError, emits: bool) -> bool {
     }
 }
 
+/// One try at completing, with the events that belong to it. Returns what was still ours, and the queues
+/// that got something.
+async fn complete_once(
+    node: &Node,
+    settlements: &[Settlement],
+    events: &[Outgoing],
+    source: &[Option<i64>],
+    completion: Completion<'_>,
+) -> Result<(Vec<i64>, Vec<String>), EmitError> {
+    let Completion {
+        within,
+        queue,
+        msg_ids,
+        read_cts,
+    } = completion;
+    let is_of = |handler: &str| settlements.iter().any(|s| s.route.name() == handler);
+    let reach = async |point| {
+        let reached = node.points.reach(point, is_of).await;
+        reached.map_err(EmitError::Connect)
+    };
+    reach(Point::BeforeCommit).await?;
+    let mut connection = node.connection().await.map_err(EmitError::Connect)?;
+    let done = if events.is_empty() {
+        queue::complete(&mut connection, queue, within, msg_ids, read_cts)
+            .await
+            .map(|completed| (completed, Vec::new()))
+            .map_err(|source| EmitError::Append { source })?
+    } else {
+        let client = &node.client;
+        let stored = client
+            .store_chunk(&mut connection, events, Some(completion), source)
+            .await?;
+        (stored.completed, stored.queues.into_iter().collect())
+    };
+    reach(Point::AfterCommit).await?;
+    connection.give_back();
+    Ok(done)
+}
+
 async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     let msg_ids: Vec<i64> = settlements.iter().map(|s| s.lease.msg_id).collect();
     let read_cts: Vec<i32> = settlements.iter().map(|s| s.lease.read_ct).collect();
@@ -217,24 +256,8 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     };
     let emits = !events.is_empty();
     let transient = |error: &EmitError| completion_may_pass(error, emits);
-    let (events, source, msg_ids, read_cts) = (&events, &source, &msg_ids, &read_cts);
-    let operation = || async move {
-        let mut connection = node.connection().await.map_err(EmitError::Connect)?;
-        let done = if events.is_empty() {
-            queue::complete(&mut connection, queue, Within::Statement, msg_ids, read_cts)
-                .await
-                .map(|completed| (completed, Vec::new()))
-                .map_err(|source| EmitError::Append { source })?
-        } else {
-            let client = &node.client;
-            let stored = client
-                .store_chunk(&mut connection, events, Some(completion), source)
-                .await?;
-            (stored.completed, stored.queues.into_iter().collect())
-        };
-        connection.give_back();
-        Ok(done)
-    };
+    let (events, source) = (&events, &source);
+    let operation = || complete_once(node, &settlements, events, source, completion);
     let stored = insist(
         "complete",
         queue,
@@ -324,8 +347,11 @@ async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         std::convert::identity,
         may_pass,
         || async {
+            let is_of = |handler: &str| settlements.iter().any(|s| s.route.name() == handler);
+            node.points.reach(Point::BeforeRetry, is_of).await?;
             let mut connection = node.connection().await?;
             let released = queue::release(&mut connection, queue, &rows).await?;
+            node.points.reach(Point::AfterRetry, is_of).await?;
             connection.give_back();
             Ok(released)
         },
@@ -373,8 +399,11 @@ async fn dead_letter(node: &Node, queue: &str, settlement: Settlement) {
     };
     let only = std::slice::from_ref(&settlement);
     let operation = || async {
+        let is_of = |handler: &str| settlement.route.name() == handler;
+        node.points.reach(Point::BeforeDeadLetter, is_of).await?;
         let mut connection = node.connection().await?;
         let is_moved = queue::dead_letter(&mut connection, queue, &given_up).await?;
+        node.points.reach(Point::AfterDeadLetter, is_of).await?;
         connection.give_back();
         Ok(is_moved)
     };

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, mpsc};
 use super::{
     Node, Route,
     attempt::{self, Message},
+    points::Point,
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
@@ -244,12 +245,13 @@ fn start_attempts(
             lane.started += messages.len();
             let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
             let (settler, finished) = (settler.clone(), finished.clone());
-            tokio::spawn(async move {
+            let points = Arc::clone(&node.points);
+            tokio::spawn(points.while_alive(async move {
                 attempt::run(&node, &route, &settler, messages).await;
                 drop(guards);
                 // The worker is gone only if the whole runtime is.
                 let _ = finished.send(index);
-            });
+            }));
         }
     }
 }
@@ -371,7 +373,8 @@ impl Claimer {
             let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
             let (settler, finished) = (settler.clone(), finished.clone());
             let alone = alone.take();
-            tokio::spawn(async move {
+            let points = Arc::clone(&node.points);
+            tokio::spawn(points.while_alive(async move {
                 let attempt = attempt::run(&node, &route, &settler, vec![message]);
                 tokio::pin!(attempt);
                 if tokio::time::timeout(ALONE_AT_MOST, &mut attempt)
@@ -383,7 +386,7 @@ impl Claimer {
                 }
                 // The worker is gone only if the whole runtime is.
                 let _ = finished.send(index);
-            });
+            }));
         }
     }
 
@@ -520,7 +523,22 @@ impl Claimer {
         // After that time the lease is half over, and the connection most likely gone.
         let claim = queue::claim(connection, &queue, wants, which, lease, most);
         match tokio::time::timeout(lease / 2, claim).await {
-            Ok(Ok(claims)) => Some(claims),
+            Ok(Ok(claims)) => {
+                let is_of = |handler: &str| {
+                    let mut claimed = claims.messages.iter();
+                    claimed.any(|message| handler_of(&message.headers).as_deref() == Some(handler))
+                };
+                let reached = if claims.messages.is_empty() {
+                    Ok(())
+                } else {
+                    self.node.points.reach(Point::Claimed, is_of).await
+                };
+                if let Err(error) = reached {
+                    self.failed(&error).await;
+                    return None;
+                }
+                Some(claims)
+            }
             Ok(Err(error)) => {
                 self.failed(&error).await;
                 None

@@ -7,8 +7,8 @@ use std::{
 
 use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
 
-use super::{JsonText, queue::Within, table};
-use crate::event::Outgoing;
+use super::{JsonText, delayed_emits, micros, queue::Within, table};
+use crate::event::{Delay, Outgoing};
 
 /// Which queues each event type goes to, as of one version of the namespace's subscriptions.
 #[derive(Debug)]
@@ -63,6 +63,10 @@ impl Plan {
     fn targets(&self, events: &[Outgoing]) -> BTreeSet<String> {
         let mut targets = BTreeSet::new();
         for event in events {
+            // Such an event is not fanned out now. Whether a time has passed, only the database knows.
+            if matches!(event.delay, Some(Delay::After(_))) {
+                continue;
+            }
             if let Some(queues) = self.queues.get(&event.event_type) {
                 targets.extend(queues.iter().cloned());
             }
@@ -98,7 +102,8 @@ pub(crate) struct Stored {
     pub(crate) completed: Vec<i64>,
     /// An idempotency key was used before for another event.
     pub(crate) conflict: Option<String>,
-    /// The queues that got messages.
+    /// The queues that may have got messages, and the [`delayed_emits::BELL`] if an event is due soon:
+    /// what is rung after the commit.
     pub(crate) queues: BTreeSet<String>,
 }
 
@@ -115,6 +120,7 @@ struct Shape {
     targets: BTreeSet<String>,
     completes: Option<(String, Within)>,
     keyed: bool,
+    delays: bool,
 }
 
 /// Appends `events` and enqueues them; completes messages in the same statement.
@@ -135,6 +141,7 @@ pub(crate) async fn emit(
         targets: plan.targets(events),
         completes: completion.map(|completion| (completion.queue.to_owned(), completion.within)),
         keyed: events.iter().any(|event| event.idempotency_key.is_some()),
+        delays: events.iter().any(|event| event.delay.is_some()),
     };
     let text = statements.text(&shape);
     let column = |get: fn(&Outgoing) -> Option<&str>| -> Vec<Option<&str>> {
@@ -175,15 +182,36 @@ pub(crate) async fn emit(
             .bind(column(|event| event.idempotency_key.as_deref()))
             .bind(emitter.idempotency_ms);
     }
+    if shape.delays {
+        let after = |event: &Outgoing| match event.delay {
+            Some(Delay::After(delay)) => Some(micros(delay)),
+            _ => None,
+        };
+        let at = |event: &Outgoing| match event.delay {
+            // Long past is past, and Postgres' calendar begins later than this one.
+            Some(Delay::At(time)) => Some(time.as_microsecond().max(0)),
+            _ => None,
+        };
+        query = query
+            .bind(events.iter().map(after).collect::<Vec<_>>())
+            .bind(events.iter().map(at).collect::<Vec<_>>());
+    }
     let row = query.fetch_one(connection).await?;
     if !row.get::<bool, _>(0) {
         return Ok(None);
+    }
+    let mut queues = shape.targets;
+    if events
+        .iter()
+        .any(|event| event.is_delayed_less_than(delayed_emits::NOTICED_WITHIN))
+    {
+        queues.insert(delayed_emits::BELL.to_owned());
     }
     Ok(Some(Stored {
         event_ids: row.get(1),
         completed: row.get(2),
         conflict: row.get(3),
-        queues: shape.targets,
+        queues,
     }))
 }
 
@@ -203,8 +231,9 @@ impl Shape {
     /// One statement of steps: each is a CTE named for what it does.
     ///
     /// `v` is empty unless the plan is in force, and everything after it depends on it. `d` deletes
-    /// completed messages, `e` draws the ids of the events, `k` claims idempotency keys, `l` appends to
-    /// the log, `b` builds bodies, and one `q…` for each queue enqueues.
+    /// completed messages, `e` draws the ids of the events, `k` claims idempotency keys, `w` stores the
+    /// events that wait to be due, `l` appends the others to the log, `b` builds bodies, and one `q…`
+    /// for each queue enqueues.
     fn statement(&self) -> String {
         let parameters = self.parameters();
         let mut steps = vec![
@@ -220,17 +249,22 @@ impl Shape {
         );
         steps.push(self.events_step(&parameters));
         if self.keyed {
-            steps.push(keys_step(&parameters));
+            steps.push(keys_step(&parameters, self.delays));
         }
         // An event whose key was used before is not stored again.
         let new_events = if self.keyed {
-            "e left join k on k.key = e.idempotency_key where k.event_id is null or k.event_id = e.event_id"
+            "e left join k on k.key = e.idempotency_key where (k.event_id is null or k.event_id = e.event_id)"
         } else {
-            "e"
+            "e where true"
         };
-        steps.push(log_step(new_events));
+        let mut due_events = new_events.to_owned();
+        if self.delays {
+            steps.push(wait_step(new_events, self.keyed));
+            due_events.push_str(" and e.due_at is null");
+        }
+        steps.push(log_step(&due_events));
         if !self.targets.is_empty() {
-            steps.push(bodies_step(new_events));
+            steps.push(bodies_step(&due_events));
         }
         steps.extend(
             self.targets
@@ -281,11 +315,16 @@ impl Shape {
             parameters.keys = parameter();
             parameters.period = parameter();
         }
+        if self.delays {
+            parameters.after = parameter();
+            parameters.at = parameter();
+        }
         parameters
     }
 
     fn events_step(&self, parameters: &Parameters) -> String {
         let (mut arrays, mut columns, mut only_completed) = (String::new(), String::new(), "");
+        let mut due_at = "";
         if self.completes.is_some() {
             arrays = format!(", {}::bigint[]", parameters.source);
             columns.push_str(", source");
@@ -296,9 +335,19 @@ impl Shape {
             arrays = format!("{arrays}, {}::text[]", parameters.keys);
             columns.push_str(", idempotency_key");
         }
+        if self.delays {
+            let Parameters { after, at, .. } = parameters;
+            arrays = format!("{arrays}, {after}::bigint[], {at}::bigint[]");
+            columns.push_str(", after_us, at_us");
+            // Null for an event that is due by now.
+            due_at = "nullif(greatest(core.now(),
+                                 core.now() + e.after_us * interval '1 microsecond',
+                                 timestamptz 'epoch' + e.at_us * interval '1 microsecond'),
+                        core.now()) as due_at,";
+        }
         format!(
             "e as materialized (
-                 select nextval('core.event_log_event_id_seq') as event_id, core.now() as emitted_at, e.*
+                 select nextval('core.event_log_event_id_seq') as event_id, core.now() as emitted_at, {due_at} e.*
                  from unnest($4::text[], $5::int[], $6::jsonb[], $7::text[], $8::text[], $9::text[],
                              $10::text[], $11::text[]{arrays}) with ordinality
                      as e (event_type, event_version, payload, key, correlation_id, causation_id,
@@ -317,6 +366,8 @@ struct Parameters {
     read_cts: String,
     keys: String,
     period: String,
+    after: String,
+    at: String,
 }
 
 fn complete_step(
@@ -339,15 +390,22 @@ fn complete_step(
 }
 
 /// The id was drawn before, so a row that comes back with it is new. `do nothing` would return no id
-/// for a key that another transaction has just used.
-fn keys_step(Parameters { period, .. }: &Parameters) -> String {
+/// for a key that another transaction has just used. Of several events with one key the first is
+/// stored. A delayed event keeps its key until the period after it is due.
+fn keys_step(Parameters { period, .. }: &Parameters, delays: bool) -> String {
+    let from = if delays {
+        "coalesce(e.due_at, core.now())"
+    } else {
+        "core.now()"
+    };
     format!(
         "k as (
              insert into core.idempotency_keys as i (namespace, key, event_id, fingerprint, expires_at)
-             select $1, e.idempotency_key, e.event_id, core.event_fingerprint(e.event_type, e.payload),
-                    core.now() + {period}::bigint * interval '1 millisecond'
+             select distinct on (e.idempotency_key)
+                    $1, e.idempotency_key, e.event_id, core.event_fingerprint(e.event_type, e.payload),
+                    {from} + {period}::bigint * interval '1 millisecond'
              from e where e.idempotency_key is not null
-             order by e.idempotency_key
+             order by e.idempotency_key, e.n
              on conflict (namespace, key) do update set
                  event_id = case when i.expires_at <= core.now() then excluded.event_id else i.event_id end,
                  fingerprint = case when i.expires_at <= core.now() then excluded.fingerprint else i.fingerprint end,
@@ -360,6 +418,21 @@ fn keys_step(Parameters { period, .. }: &Parameters) -> String {
 /// The trace context of event `e` as an object; {} without one.
 const TRACE: &str = "case when e.traceparent is null then '{}'::jsonb
     else jsonb_strip_nulls(jsonb_build_object('traceparent', e.traceparent, 'tracestate', e.tracestate)) end";
+
+fn wait_step(new_events: &str, keyed: bool) -> String {
+    let idempotency_key = if keyed { "e.idempotency_key" } else { "null" };
+    format!(
+        "w as (
+             insert into core.delayed_emits
+                 (event_id, namespace, event_type, payload, due_at, next_try_at, producer_node_id, metadata,
+                  event_version, key, correlation_id, causation_id, idempotency_key)
+             select e.event_id, $1, e.event_type, e.payload, e.due_at, e.due_at, $3, {TRACE},
+                    e.event_version, e.key, coalesce(e.correlation_id, e.event_id::text), e.causation_id,
+                    {idempotency_key}
+             from {new_events} and e.due_at is not null
+         )"
+    )
+}
 
 fn log_step(new_events: &str) -> String {
     format!(

@@ -1,6 +1,7 @@
 //! Every SQL statement of the runtime, a file per table family. Above this room nobody knows SQL.
 //!
 //! - [`event_log`]: append and fan out, partitions.
+//! - [`delayed_emits`]: what is emitted later.
 //! - [`queue`]: claim, extend, and the verdicts that end an attempt.
 //! - [`dead_letters`]: list and redrive.
 //! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
@@ -12,6 +13,7 @@
 //! from `core.queue_name` and hold nothing but `a-z`, `0-9` and `_`.
 
 pub(crate) mod dead_letters;
+pub(crate) mod delayed_emits;
 pub(crate) mod event_log;
 pub(crate) mod maintenance;
 pub(crate) mod nodes;

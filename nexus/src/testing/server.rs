@@ -13,12 +13,10 @@ use nexus_embedded::Source;
 use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::OnceCell;
 
-use super::execute;
+use super::{KIT, execute};
 
 /// Every database of the kit is called like this, and no other is touched.
 const PREFIX: &str = "nexus_t_";
-
-const CLOCK: &str = include_str!("clock.sql");
 
 #[derive(Debug)]
 pub(super) struct TestServer {
@@ -92,7 +90,7 @@ impl TestServer {
         self.template
             .get_or_init(|| async {
                 let mut hasher = DefaultHasher::new();
-                (nexus_migrations::fingerprint(), CLOCK).hash(&mut hasher);
+                (nexus_migrations::fingerprint(), KIT).hash(&mut hasher);
                 let name = format!("{PREFIX}template_{:016x}", hasher.finish());
                 let mut admin = PgConnection::connect(&self.admin_url())
                     .await
@@ -132,9 +130,9 @@ impl TestServer {
         nexus_migrations::up(&options)
             .await
             .expect("the schema can be migrated");
-        execute(&url, CLOCK)
+        execute(&url, KIT)
             .await
-            .expect("the clock can be installed");
+            .expect("the kit's functions can be installed");
         self.execute(&format!("alter database {draft} rename to {name}"))
             .await;
     }

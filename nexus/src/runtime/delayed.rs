@@ -1,0 +1,103 @@
+//! Emits delayed events once they are due.
+//!
+//! Every node looks; row locks keep them apart, and who emits an event deletes it in the same
+//! transaction.
+
+use std::{sync::Arc, time::Duration};
+
+use super::Node;
+use crate::store::{
+    self, Failure,
+    delayed_emits::{self, BELL, Emitted, NOTICED_WITHIN},
+    maintenance,
+};
+
+/// How long to leave a due event to the node that has locked it, or to the transaction that is about
+/// to cancel it.
+const LOCKED_SLEEP: Duration = Duration::from_millis(100);
+
+/// How long to wait after an error.
+const ERROR_SLEEP: Duration = Duration::from_millis(500);
+
+/// How long one round may take before its connection counts as lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Events emitted in one transaction.
+const MOST: i32 = 1_000;
+
+pub(crate) async fn run(node: Arc<Node>) {
+    let bell = node.client.bell().of(BELL);
+    let mut most = MOST;
+    while !node.stop.is_cancelled() {
+        let emitted = tokio::time::timeout(PATIENCE, emit_due(&node, most)).await;
+        let pause = match emitted.unwrap_or_else(|_| Err(store::no_answer())) {
+            Ok(pause) => {
+                most = MOST;
+                pause
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not emit delayed events, trying again");
+                // What takes too long together may not take too long in parts.
+                most = (most / 10).max(1);
+                ERROR_SLEEP
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = bell.notified() => {}
+            () = node.stop.cancelled() => {}
+        }
+    }
+}
+
+/// Emits what is due and returns how long to sleep.
+async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
+    let namespace = &node.row.namespace;
+    let mut connection = node.connection().await?;
+    let emitted = match delayed_emits::emit_due(&mut connection, namespace, most, false).await {
+        Err(error) if !is_passing(&error) => {
+            tracing::warn!(%error, "could not emit delayed events together, emitting them in parts");
+            match store::classify(&error) {
+                Failure::MissingTable => node.restore_queues(&error).await,
+                Failure::MissingPartition => {
+                    maintenance::ensure_partitions(&mut connection).await?;
+                }
+                _ => {}
+            }
+            delayed_emits::emit_due(&mut connection, namespace, most, true).await?
+        }
+        other => other?,
+    };
+    connection.give_back();
+    let Emitted {
+        count,
+        queues,
+        failed,
+        next_in,
+    } = emitted;
+    node.client.wake(queues);
+    for (event_id, error) in &failed {
+        tracing::error!(
+            event_id,
+            error,
+            "could not emit a delayed event, it is kept and tried again later"
+        );
+    }
+    if count > 0 || !failed.is_empty() {
+        tracing::debug!(count, "emitted delayed events");
+        return Ok(Duration::ZERO);
+    }
+    Ok(match next_in {
+        Some(Duration::ZERO) => LOCKED_SLEEP,
+        Some(next_in) => next_in.clamp(Duration::from_millis(1), NOTICED_WITHIN),
+        None => NOTICED_WITHIN,
+    })
+}
+
+/// Whether it is nobody's event that is to blame.
+fn is_passing(error: &sqlx::Error) -> bool {
+    matches!(
+        store::classify(error),
+        Failure::Transient | Failure::Cancelled
+    )
+}

@@ -275,11 +275,10 @@ async fn what_is_still_open_is_said_with_its_reason() {
             "handler `wait` has been running for ",
             format!(" on node `{node}`: {event} 1"),
         ),
+        // In the node's buffer at first, later given back, because another node may have a free slot.
         (
-            "handler `wait` on node ",
-            format!(
-                "`{node}` has no free slot yet, or its verdict is being stored: 2 messages, the first is event "
-            ),
+            "handler `wait` ",
+            ": 2 messages, the first is event ".to_owned(),
         ),
         (
             "handler `charge` in ",

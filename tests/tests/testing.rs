@@ -382,6 +382,22 @@ async fn retries_come_due_when_the_clock_moves() {
 }
 
 #[tokio::test]
+async fn delayed_emits_come_due_when_the_clock_moves() {
+    let app = start(["ship"]).await;
+    let charged = OrderCharged { order_id: 1 };
+    let hour = Duration::from_hours(1);
+    app.client().emit(&charged).after(hour).await.unwrap();
+    app.settled().await;
+    assert!(app.emitted::<OrderShipped>().await.is_empty());
+    app.advance(hour).await;
+    app.settled().await;
+    assert_eq!(app.only_emitted::<OrderShipped>().await.order_id, 1);
+    app.client().emit(&charged).after(hour).await.unwrap();
+    app.drained().await;
+    assert_eq!(app.emitted::<OrderShipped>().await.len(), 2);
+}
+
+#[tokio::test]
 async fn ticks_come_due_when_the_clock_moves() {
     let app = start(["cleanup"]).await;
     assert!(app.ticks("cleanup").await.is_empty());

@@ -10,8 +10,8 @@ mod validate;
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
 pub use explicit::{CronItem, Initial, List};
-pub use validate::{Problem, Problems};
 pub(crate) use validate::{Parts, known, tick_event_type, validate};
+pub use validate::{Problem, Problems};
 
 use std::time::Duration;
 

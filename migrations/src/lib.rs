@@ -55,6 +55,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     7 "0007_renames",
     8 "0008_schedules",
     9 "0009_delayed_emits",
+    10 "0010_pg_cron",
 ];
 
 /// The version that this build works with.

@@ -364,7 +364,7 @@ fn launch(place: &Place, binaries: &Binaries, options: &Options, log: File) -> R
             "jit=off",
             "timezone=UTC",
             // Many tests at once, each with a pool of its own.
-            "max_connections=300",
+            "max_connections=1000",
             // Memory is where the data is; the default lets the log of changes grow to 1 GB.
             "max_wal_size=256MB",
         ] {

@@ -34,7 +34,7 @@
 //! | data | `.nexus/pg/<major>` in the project, kept | `/dev/shm/nexus-<uid>/<major>-test` if 1 GiB is free there, else `nexus-pg/` in `target/`; may be thrown away |
 //! | as root | `/var/tmp/nexus-0/<hash of the project>/<major>` | as above, with `/var/tmp/nexus-0/` for `target/` |
 //! | with `NEXUS_PG_DATA` | `$NEXUS_PG_DATA/<major>` | `$NEXUS_PG_DATA/<major>-test` |
-//! | settings | PostgreSQL's own: durable | `fsync`, `synchronous_commit`, `full_page_writes`, `jit` off; time zone UTC; `max_connections` 300, `max_wal_size` 256 MB |
+//! | settings | PostgreSQL's own: durable | `fsync`, `synchronous_commit`, `full_page_writes`, `jit` off; time zone UTC; `max_connections` 1000, `max_wal_size` 256 MB |
 //! | stops | 3 s after its last user | 30 s after its last user |
 //!
 //! The project is the nearest folder, from the current one upwards, that holds `Cargo.lock` or

@@ -62,7 +62,7 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use app::{App, Handle, StartError, run, start};
+pub use app::{App, Handle, Scheduler, StartError, run, start};
 pub use client::{Client, Database, EmitError};
 pub use event::{Envelope, EnvelopeMeta, Event, EventPayload};
 pub use handler::{

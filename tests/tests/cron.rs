@@ -176,6 +176,54 @@ async fn a_restart_keeps_the_task_and_a_removed_one_is_deactivated() {
     assert_eq!(rows[1].3.as_deref(), Some("America/New_York"));
 }
 
+/// The extension itself is tested in `pg_cron.rs`; here there is none, as after it was switched off.
+#[tokio::test]
+async fn what_pg_cron_leaves_for_a_minute_is_fired_by_a_node() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, _ticks) = mpsc::unbounded_channel();
+    let node = nexus::start(app(&database, "hourly_report", &sender))
+        .await
+        .unwrap();
+    let (due_at, until_due): (f64, f64) = sqlx::query_as(
+        "update core.scheduled_tasks set scheduler = 'pg_cron', pg_cron_schedule = '0 * * * *'
+         returning extract(epoch from next_run_at)::float8,
+                   extract(epoch from next_run_at - core.now())::float8",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    let ticks = async || -> Vec<(f64, f64)> {
+        sqlx::query_as(
+            "select extract(epoch from due_at)::float8, extract(epoch from fired_at - due_at)::float8
+             from core.ticks",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap()
+    };
+    database
+        .advance(Duration::from_secs_f64(until_due + 20.0))
+        .await;
+    assert_eq!(ticks().await, [], "a node did not wait for pg_cron");
+    database.advance(Duration::from_secs(45)).await;
+    let fired = until("a node fires the tick", || async {
+        Some(ticks().await).filter(|ticks| !ticks.is_empty())
+    })
+    .await;
+    assert_eq!(fired.len(), 1);
+    assert!((fired[0].0 - due_at).abs() < 0.5, "{fired:?}, due {due_at}");
+    assert!(fired[0].1 >= 60.0, "{fired:?}");
+    let next: f64 = sqlx::query_scalar(
+        "select extract(epoch from next_run_at)::float8 from core.scheduled_tasks",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert!((next - due_at - 3600.0).abs() < 0.5, "{next}, due {due_at}");
+    node.shutdown().await;
+}
+
 /// Handles what a task made by hand emits.
 #[handler]
 async fn digest(event: Envelope<DigestDue>, ticks: State<Ticks>) {

@@ -275,11 +275,10 @@ async fn what_is_still_open_is_said_with_its_reason() {
             "handler `wait` has been running for ",
             format!(" on node `{node}`: {event} 1"),
         ),
+        // In the node's buffer at first, later given back, because another node may have a free slot.
         (
-            "handler `wait` on node ",
-            format!(
-                "`{node}` has no free slot yet, or its verdict is being stored: 2 messages, the first is event "
-            ),
+            "handler `wait` ",
+            ": 2 messages, the first is event ".to_owned(),
         ),
         (
             "handler `charge` in ",
@@ -380,6 +379,22 @@ async fn retries_come_due_when_the_clock_moves() {
         charges(&app).await.is_empty(),
         "all attempts were rolled back"
     );
+}
+
+#[tokio::test]
+async fn delayed_emits_come_due_when_the_clock_moves() {
+    let app = start(["ship"]).await;
+    let charged = OrderCharged { order_id: 1 };
+    let hour = Duration::from_hours(1);
+    app.client().emit(&charged).after(hour).await.unwrap();
+    app.settled().await;
+    assert!(app.emitted::<OrderShipped>().await.is_empty());
+    app.advance(hour).await;
+    app.settled().await;
+    assert_eq!(app.only_emitted::<OrderShipped>().await.order_id, 1);
+    app.client().emit(&charged).after(hour).await.unwrap();
+    app.drained().await;
+    assert_eq!(app.emitted::<OrderShipped>().await.len(), 2);
 }
 
 #[tokio::test]

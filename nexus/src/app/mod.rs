@@ -9,6 +9,7 @@
 mod catalogue;
 mod describe;
 mod handle;
+mod pg_cron;
 mod register;
 mod run;
 mod select;
@@ -74,8 +75,37 @@ pub struct App {
     states: StateMap,
     overrides: Overrides,
     retry: RetryPolicy,
+    scheduler: Scheduler,
     problems: Vec<Problem>,
     points: Arc<Points>,
+}
+
+/// Who fires an app's scheduled tasks; see [`App::scheduler`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Scheduler {
+    /// The app's nodes. Every expression, seconds and time zone is possible, and a tick comes within
+    /// milliseconds. The default.
+    #[default]
+    Nexus,
+    /// The server, by the extension `pg_cron`: ticks come also while no node runs, and wait for one.
+    ///
+    /// It looks at the clock once a minute, so that a tick may come some seconds late, and knows no
+    /// seconds, no `L`, `W` and `#`, and no time zone whose clock is changed (its own is UTC, or the
+    /// server's `cron.timezone`). An app that has such tasks does not start, nor one whose server is
+    /// not set up for it: `pg_cron` in `shared_preload_libraries`, `cron.database_name` the app's
+    /// database, `create extension pg_cron` there, and `grant usage on schema cron` to the app's role.
+    /// The server must let `pg_cron`'s jobs in as that role (`cron.use_background_workers = on`, or trust
+    /// or a password file for connections from localhost).
+    ///
+    /// Each task is a job, which fires what has come due since the last time, by the task's misfire
+    /// policy with a grace of at least a minute. What the server has not fired for a minute, nodes do,
+    /// and warn. Tasks that a [`Client`](crate::Client) makes at run time are always fired by nodes.
+    ///
+    /// A paused task fires nothing from that moment on. Its job is paused, resumed or mended within
+    /// seconds while a node of the app runs; a task that is resumed while none does goes on with the
+    /// next node that starts.
+    PgCron,
 }
 
 /// Why an app did not start. Nothing runs, and nothing was registered.
@@ -123,6 +153,10 @@ pub enum StartError {
         /// Which name, and why.
         reason: String,
     },
+    /// `pg_cron` cannot fire what the app schedules. Each problem says what to do; [`Scheduler::Nexus`]
+    /// needs nothing of the server.
+    #[error(transparent)]
+    PgCron(Problems),
     /// Two different programs share an app's name. Give one of them `App::name("…")`.
     #[error(
         "app `{app}` in namespace `{namespace}` is run by program `{other}` (node `{node}`), this is `{this}`: give one of them another name with `App::name`"
@@ -206,6 +240,7 @@ impl App {
             states: StateMap::default(),
             overrides: Overrides::default(),
             retry: RetryPolicy::default(),
+            scheduler: Scheduler::default(),
             problems: Vec::new(),
             points: Arc::default(),
         }
@@ -303,6 +338,23 @@ impl App {
     /// 1 s and then twice as long each time, up to 10 minutes.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
+        self
+    }
+
+    /// Who fires the app's scheduled tasks; default [`Scheduler::Nexus`], its nodes.
+    ///
+    /// It may be changed from one deployment to the next: both write the same ticks, so that none is
+    /// lost or doubled, also while nodes of both kinds run. The newest of them decides.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use nexus::{App, Scheduler};
+    ///
+    /// let app = App::discover().name("billing").scheduler(Scheduler::PgCron);
+    /// ```
+    pub fn scheduler(mut self, scheduler: Scheduler) -> Self {
+        self.scheduler = scheduler;
         self
     }
 

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::{App, StartError, select::Selected};
+use super::{App, Scheduler, StartError, pg_cron, select::Selected};
 use crate::{
     config::Config,
-    event::EventDescriptor,
+    event::{EventDescriptor, Origin},
     registry::{TaskDescriptor, TaskPayload, Trigger},
     runtime::{Declaration, DeclaredTask, Route},
     schedule,
@@ -53,7 +53,13 @@ pub(super) async fn register(
     let routes = app.routes(|group| queues[group].clone());
     let event_types = event_type_rows(&selected.events);
     let handlers = handler_rows(&routes);
-    let tasks = declared_tasks(&routes, &selected.tasks, config.max_payload_bytes)?;
+    let (mut tasks, origins) = declared_tasks(&routes, &selected.tasks, config.max_payload_bytes)?;
+    if app.scheduler == Scheduler::PgCron {
+        pg_cron::assign(&mut connection, &mut tasks, &origins)
+            .await
+            .map_err(failed("look for pg_cron"))?
+            .map_err(StartError::PgCron)?;
+    }
     let node = Node {
         id: config
             .node_id
@@ -279,12 +285,13 @@ fn task_renames(routes: &[Route], tasks: &[&'static TaskDescriptor]) -> Vec<Task
     functions.chain(emitting).collect()
 }
 
-/// The scheduled tasks of the program: its `#[cron]` functions, and what else emits by the clock.
+/// The scheduled tasks of the program: its `#[cron]` functions, and what else emits by the clock; and
+/// where each stands.
 fn declared_tasks(
     routes: &[Route],
     emitting: &[&'static TaskDescriptor],
     max_payload_bytes: usize,
-) -> Result<Vec<DeclaredTask>, StartError> {
+) -> Result<(Vec<DeclaredTask>, BTreeMap<String, Origin>), StartError> {
     let functions = routes.iter().filter_map(|route| {
         let Trigger::Cron(cron) = &route.descriptor.trigger else {
             return None;
@@ -310,10 +317,12 @@ fn declared_tasks(
         (task.name, task.origin, &task.schedule, event, payload)
     });
     let mut tasks = Vec::new();
+    let mut origins = BTreeMap::new();
     for (name, origin, cron, (event_type, event_version), payload) in functions.chain(emitting) {
         let refused = |reason: &dyn std::fmt::Display| StartError::Name {
             reason: format!("{reason}, in {origin}"),
         };
+        origins.insert(name.to_owned(), origin);
         let payload = payload.map_err(|error| refused(&error))?;
         let task = DeclaredTask {
             name: name.to_owned(),
@@ -325,13 +334,14 @@ fn declared_tasks(
             event_version,
             payload: payload.text,
             key: payload.key,
+            pg_cron_schedule: None,
         };
         task.misfire.check().map_err(|error| refused(&error))?;
         task.next_after(Timestamp::now())
             .map_err(|error| refused(&error))?;
         tasks.push(task);
     }
-    Ok(tasks)
+    Ok((tasks, origins))
 }
 
 fn event_type_rows(events: &[&'static EventDescriptor]) -> Vec<EventTypeRow> {

@@ -280,6 +280,9 @@ fn check_schedules(parts: &Parts<'_>, found: &mut Found) {
         if let Err(error) = next {
             found.push(format!("{error}, in {origin}"));
         }
+        if let Err(error) = schedule.cron.misfire.unwrap_or_default().check() {
+            found.push(format!("{error}, in {origin}"));
+        }
         if let Some(other) = names.insert(name, schedule) {
             found.push(format!(
                 "scheduled task `{name}` is declared by {} and by {origin}: its name is unique in the namespace, give one of them another `name`",
@@ -303,6 +306,7 @@ mod tests {
     use crate::{
         handler::Outcome,
         registry::{HandlerOptions, TaskPayload},
+        schedule::Misfire,
     };
 
     const fn at(line: u32) -> Origin {
@@ -542,6 +546,7 @@ mod tests {
             HandlerDescriptor {
                 trigger: Trigger::Cron(CronDescriptor {
                     time_zone: Some("Europe/Berln"),
+                    misfire: Some(Misfire::FireAll { cap: 0 }),
                     ..schedule("@daily")
                 }),
                 ..handler("nowhere", 2)
@@ -559,14 +564,15 @@ mod tests {
         }];
         let handlers: Vec<_> = HANDLERS.iter().collect();
         let problems = problems(&handlers, &[], &[&TASKS[0]]);
-        assert_eq!(problems.len(), 3, "{problems:#?}");
+        assert_eq!(problems.len(), 4, "{problems:#?}");
         assert_eq!(
             problems[0],
             "cron expression `0 0 31 2 *` never comes due again, in `shop::item` (shop/src/lib.rs:1)"
         );
         assert!(problems[1].contains("`Europe/Berln`") && problems[1].contains("lib.rs:2"));
-        assert!(problems[2].starts_with("scheduled task `large` cannot emit its event: "));
-        assert!(problems[2].ends_with("in `shop::item` (shop/src/lib.rs:3)"));
+        assert!(problems[2].contains("cap from 1") && problems[2].contains("lib.rs:2"));
+        assert!(problems[3].starts_with("scheduled task `large` cannot emit its event: "));
+        assert!(problems[3].ends_with("in `shop::item` (shop/src/lib.rs:3)"));
     }
 
     #[test]

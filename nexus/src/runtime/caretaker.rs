@@ -7,10 +7,10 @@ use std::{
 
 use sqlx::{Connection, PgConnection};
 
-use super::Node;
-use crate::store::{self, maintenance, subscriptions};
+use super::{Node, scheduler};
+use crate::store::{self, maintenance, pg_cron, subscriptions};
 
-/// New subscriptions are settled, and partitions and expired rows looked after, this often.
+/// New subscriptions are settled, and `pg_cron`, partitions and expired rows looked after, this often.
 const EVERY: Duration = Duration::from_secs(2);
 const MAINTAIN_EVERY: u32 = 30;
 
@@ -54,10 +54,30 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
             "no newer build of this app is alive, this one defines subscriptions and schedules"
         );
     }
+    if node.declaration.uses_pg_cron() {
+        sync_jobs(node, &mut connection).await?;
+    }
+    scheduler::fire_overdue(node, &mut connection).await?;
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
         node.client.bell().ring_all_here();
     }
     connection.give_back();
+    Ok(())
+}
+
+/// Pauses and resumes `pg_cron`'s jobs with their tasks, and makes again what somebody removed.
+async fn sync_jobs(node: &Node, connection: &mut PgConnection) -> sqlx::Result<()> {
+    let (namespace, app) = (&node.row.namespace, &node.row.app);
+    let mut tx = connection.begin().await?;
+    subscriptions::lock(&mut tx, namespace).await?;
+    let changed = pg_cron::sync_jobs(&mut tx, namespace, app).await?;
+    tx.commit().await?;
+    if changed > 0 {
+        tracing::info!(
+            changed,
+            "brought the jobs of pg_cron in line with the scheduled tasks"
+        );
+    }
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use crate::{
     schedule::{Misfire, Schedule, ScheduleError},
     store::{
-        nodes,
+        nodes, pg_cron,
         renames::{self, Outcome, Rename},
         scheduled_tasks::{self, TaskRename, TaskRow},
         subscriptions::{self, EventTypeRow},
@@ -40,6 +40,8 @@ pub(crate) struct DeclaredTask {
     /// JSON.
     pub(crate) payload: String,
     pub(crate) key: Option<String>,
+    /// The expression as `pg_cron` reads it, if that is to fire the task.
+    pub(crate) pg_cron_schedule: Option<String>,
 }
 
 impl DeclaredTask {
@@ -49,6 +51,13 @@ impl DeclaredTask {
 }
 
 impl Declaration {
+    /// Whether the app was started with `pg_cron` as its scheduler, and has tasks.
+    pub(crate) fn uses_pg_cron(&self) -> bool {
+        self.tasks
+            .iter()
+            .any(|task| task.pg_cron_schedule.is_some())
+    }
+
     /// Defines the node's app as this build declares it, unless a live build appeared after it: an old
     /// build that restarts in the middle of a roll-out takes nothing back. Returns whether it did.
     ///
@@ -92,6 +101,12 @@ impl Declaration {
                 "this scheduled task was made at run time, from now on the app declares it"
             );
         }
+        let for_pg_cron: Vec<(&str, &str)> = self
+            .tasks
+            .iter()
+            .filter_map(|task| Some((task.name.as_str(), task.pg_cron_schedule.as_deref()?)))
+            .collect();
+        pg_cron::assign(connection, namespace, app, &for_pg_cron).await?;
         Ok(true)
     }
 

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Node;
+use super::{Node, points::Sleeper};
 use crate::store::{
     self, Failure,
     delayed_emits::{self, BELL, Emitted, NOTICED_WITHIN},
@@ -43,7 +43,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = node.points.sleep(Sleeper::Delayed, pause) => {}
             () = bell.notified() => {}
             () = node.stop.cancelled() => {}
         }

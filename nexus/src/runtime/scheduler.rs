@@ -15,7 +15,7 @@ use super::{
 use crate::{
     schedule::{Schedule, misfire},
     store::{
-        self, Failure,
+        self, Failure, pg_cron,
         scheduled_tasks::{self, Due},
     },
 };
@@ -128,6 +128,35 @@ async fn fire_due(node: &Node) -> sqlx::Result<Round> {
         None => LONGEST_SLEEP,
     };
     Ok(Round { tasks: 0, pause })
+}
+
+/// Fires what `pg_cron` has not fired for a minute: it was down, as the server was, or cannot run its jobs.
+pub(super) async fn fire_overdue(node: &Node, connection: &mut PgConnection) -> sqlx::Result<()> {
+    let namespace = &node.row.namespace;
+    let mut tx = connection.begin().await?;
+    let mut overdue = scheduled_tasks::lock_overdue(&mut tx, namespace, MOST_TASKS).await?;
+    for task in &mut overdue {
+        // As in `core.fire_due`: a minute is nothing to pg_cron.
+        task.grace = task.grace.max(Duration::from_mins(1));
+    }
+    let queues = if overdue.is_empty() {
+        Vec::new()
+    } else {
+        fire(&mut tx, namespace, &overdue).await?.0
+    };
+    tx.commit().await?;
+    node.client.wake(queues);
+    for task in &overdue {
+        if let Some(due_at) = task.at {
+            let failure = pg_cron::last_failure(connection, task.task_id).await;
+            tracing::warn!(
+                task = task.name, %due_at,
+                pg_cron = failure.ok().flatten(),
+                "pg_cron did not fire a scheduled task for a minute, a node took care of it"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Fires the ticks of locked tasks and returns the queues that got messages, and the tasks that ticked.

@@ -1,8 +1,7 @@
 //! Which due times to fire after a while in which nobody was there to fire them.
 //!
-//! Everything is asked of [`Schedule::next_after`] alone, so that forwards and backwards cannot
-//! disagree about a clock change, and nothing walks through an outage: a task of every second that was
-//! away for a year costs a few dozen questions.
+//! Nothing walks through an outage: a task of every second that was away for a year costs a question
+//! for each due time that is fired.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -29,9 +28,6 @@ pub(crate) struct CapError {
 
 /// Due times that are left out are counted up to here.
 const COUNTED: u32 = 1_000;
-
-/// Due times are whole seconds.
-const SECOND: SignedDuration = SignedDuration::from_secs(1);
 
 /// What is due.
 #[derive(Debug)]
@@ -71,7 +67,7 @@ pub(crate) fn firing(
     let kept_from = *next.as_ref().unwrap_or(&missed_before);
     let left_out = (at < kept_from).then(|| LeftOut {
         first: at,
-        last: newest_before(schedule, at, kept_from, SECOND),
+        last: newest_before(schedule, at, kept_from),
         count: count(schedule, at, kept_from, COUNTED),
     });
     let mut due = Vec::new();
@@ -106,12 +102,9 @@ fn first_kept(
     if count(schedule, at, bound, cap).is_some() {
         return Ok(at);
     }
-    let mut first = newest_before(schedule, at, bound, SECOND);
-    let mut gap = SECOND;
+    let mut first = newest_before(schedule, at, bound);
     for _ in 1..cap {
-        let before = newest_before(schedule, at, first, gap);
-        gap = first.duration_since(before);
-        first = before;
+        first = newest_before(schedule, at, first);
     }
     Ok(first)
 }
@@ -133,37 +126,14 @@ fn count(schedule: &Schedule, at: Timestamp, bound: Timestamp, most: u32) -> Opt
     Some(counted)
 }
 
-/// The newest due time before `bound`, which comes after the due time `at`. Looks back by `step` first,
-/// then further and further, and halves what it has found.
-fn newest_before(
-    schedule: &Schedule,
-    at: Timestamp,
-    bound: Timestamp,
-    step: SignedDuration,
-) -> Timestamp {
-    let due_after = |time| schedule.next_after(time).ok().filter(|&due| due < bound);
-    // A due time, and a time after which none comes before the bound.
-    let (mut low, mut high) = (at, bound);
-    let mut step = step.max(SECOND);
-    while let Ok(time) = bound.checked_sub(step)
-        && time > at
-    {
-        if let Some(due) = due_after(time) {
-            low = due;
-            break;
-        }
-        high = time;
-        step = step.saturating_mul(2);
-    }
-    while high.duration_since(low) >= SECOND {
-        let middle = low + high.duration_since(low) / 2;
-        match due_after(middle) {
-            Some(due) => low = due,
-            None => high = middle,
-        }
-    }
-    // `at` need not be a whole second: somebody may have set it by hand.
-    due_after(low).unwrap_or(low)
+/// The newest due time before `bound`, which comes after the due time `at`.
+fn newest_before(schedule: &Schedule, at: Timestamp, bound: Timestamp) -> Timestamp {
+    // `at` need not be one of the schedule's: somebody may have set it by hand.
+    bound
+        .checked_sub(SignedDuration::from_nanos(1))
+        .ok()
+        .and_then(|before| schedule.previous(before))
+        .map_or(at, |newest| newest.max(at))
 }
 
 #[cfg(test)]

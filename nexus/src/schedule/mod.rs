@@ -1,13 +1,40 @@
 //! Cron expressions, the next tick, and what becomes of missed ones: pure arithmetic.
+//!
+//! # What an expression means when the clock changes
+//!
+//! An expression is read against the clock of its time zone (UTC without one). Twice a year most
+//! clocks skip an hour or show one twice; some zones change by half an hour, some at midnight, and
+//! Samoa once skipped a whole day. For all of them:
+//!
+//! | | local times that the clock skips | local times that it shows twice |
+//! |---|---|---|
+//! | **named times**: no `*` in hour, minute or second, such as `30 2 * * *`, `0 2,3 * * *`, `15 1-3 * * *` | due once, at the moment the gap ends | due the first time only |
+//! | **by the clock**: a `*` or `*/n` in one of them, such as `* * * * *`, `0 * * * *`, `*/15 2 * * *` | not due: nothing shows them | due both times |
+//!
+//! So a nightly run is neither lost nor doubled, and what runs every hour or every five minutes does
+//! so in real time. That is what Vixie cron and its descendants do; unlike them, a named time is also
+//! made up for when the clock jumps by three hours or more. Several named times in one gap are due
+//! once, and a due time that falls on the gap's end anyway is the same one.
+//!
+//! The day, month and day of the week are those of the named local time: `0 2 * * SUN` is due for the
+//! Sunday whose two o'clock is missing. If day-of-month and day-of-week are both restricted (neither
+//! is just `*`), a day that fits one of them is due.
+//!
+//! `croner` reads expressions and knows which days they name. The times are computed here: its own
+//! search gives up at gaps of more than two hours, skips or doubles lists of hours such as
+//! `0 2,3 * * *`, and finds other times backwards than forwards.
 
+mod calendar;
+#[cfg(test)]
+mod clock;
+mod daylight;
 pub(crate) mod misfire;
+pub(crate) mod pg_cron;
 
 use std::time::Duration;
 
-use croner::{
-    Cron,
-    parser::{CronParser, Seconds, Year},
-};
+use calendar::Calendar;
+use croner::parser::{CronParser, Seconds, Year};
 use jiff::{Timestamp, tz::TimeZone};
 
 /// What becomes of due times that no node was there to fire.
@@ -36,7 +63,8 @@ pub(crate) const DEFAULT_GRACE: Duration = Duration::from_mins(1);
 /// When a scheduled task is due: a cron expression in a time zone.
 #[derive(Debug, Clone)]
 pub(crate) struct Schedule {
-    cron: Cron,
+    expression: String,
+    calendar: Calendar,
     time_zone: TimeZone,
 }
 
@@ -57,15 +85,19 @@ pub(crate) enum ScheduleError {
 impl Schedule {
     /// Five fields, six with seconds first, or a name such as `@hourly`; UTC without a zone.
     pub(crate) fn parse(expression: &str, time_zone: Option<&str>) -> Result<Self, ScheduleError> {
+        let invalid = |reason: String| ScheduleError::Expression {
+            expression: expression.to_owned(),
+            reason,
+        };
         let cron = CronParser::builder()
             .seconds(Seconds::Optional)
             .year(Year::Disallowed)
             .build()
             .parse(expression)
-            .map_err(|error| ScheduleError::Expression {
-                expression: expression.to_owned(),
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| invalid(error.to_string()))?;
+        if names_two_last_days(expression) {
+            return Err(invalid("write `L` or `LW`, not both".to_owned()));
+        }
         let time_zone = match time_zone {
             None => TimeZone::UTC,
             Some(name) => TimeZone::get(name).map_err(|source| ScheduleError::TimeZone {
@@ -73,19 +105,33 @@ impl Schedule {
                 source,
             })?,
         };
-        Ok(Self { cron, time_zone })
+        Ok(Self {
+            expression: expression.to_owned(),
+            calendar: Calendar::new(cron),
+            time_zone,
+        })
     }
 
     /// The first due time after `after`.
     pub(crate) fn next_after(&self, after: Timestamp) -> Result<Timestamp, ScheduleError> {
-        let after = after.to_zoned(self.time_zone.clone());
-        self.cron
-            .find_next_occurrence(&after, false)
-            .map(|next| next.timestamp())
-            .map_err(|_| ScheduleError::Never {
-                expression: self.cron.as_str().to_owned(),
-            })
+        daylight::first_after(&self.calendar, &self.time_zone, after).ok_or_else(|| {
+            ScheduleError::Never {
+                expression: self.expression.clone(),
+            }
+        })
     }
+
+    /// The last due time at or before `now`; `None` if there is none in 400 years.
+    pub(crate) fn previous(&self, now: Timestamp) -> Option<Timestamp> {
+        daylight::last_until(&self.calendar, &self.time_zone, now)
+    }
+}
+
+/// Whether both the last day and the last working day are named; `croner` forgets the first of them.
+fn names_two_last_days(expression: &str) -> bool {
+    let expression = expression.to_uppercase();
+    let names = |day: &str| expression.split([',', ' ', '\t']).any(|item| item == day);
+    names("L") && names("LW")
 }
 
 #[cfg(test)]
@@ -124,7 +170,63 @@ mod tests {
     }
 
     #[test]
+    fn leap_days_come_when_the_calendar_has_them() {
+        let leap_day = Schedule::parse("0 0 29 2 *", Some("Europe/Berlin")).unwrap();
+        let next = |after| leap_day.next_after(at(after)).unwrap();
+        assert_eq!(next("2026-01-01T00:00:00Z"), at("2028-02-28T23:00:00Z"));
+        // 2000 was a leap year, 2100 is none.
+        assert_eq!(next("1996-03-01T00:00:00Z"), at("2000-02-28T23:00:00Z"));
+        assert_eq!(next("2096-03-01T00:00:00Z"), at("2104-02-28T23:00:00Z"));
+        let before = leap_day.previous(at("2103-06-01T00:00:00Z")).unwrap();
+        assert_eq!(before, at("2096-02-28T23:00:00Z"));
+        let last = Schedule::parse("0 12 L 2 *", None).unwrap();
+        let last = |after| last.next_after(at(after)).unwrap();
+        assert_eq!(last("2100-01-01T00:00:00Z"), at("2100-02-28T12:00:00Z"));
+        assert_eq!(last("2028-01-01T00:00:00Z"), at("2028-02-29T12:00:00Z"));
+    }
+
+    #[test]
+    fn finds_what_is_due_once_in_decades() {
+        // The leap day and a Monday: `+` asks for both.
+        let monday = Schedule::parse("0 0 29 2 +MON", None).unwrap();
+        let next = |after| monday.next_after(at(after)).unwrap();
+        assert_eq!(next("2024-03-01T00:00:00Z"), at("2044-02-29T00:00:00Z"));
+        assert_eq!(next("2072-03-01T00:00:00Z"), at("2112-02-29T00:00:00Z"));
+    }
+
+    #[test]
+    fn what_never_comes_due_is_an_error_and_not_a_long_search() {
+        for never in [
+            "0 0 30 2 *",
+            "* * 31 4,6,9,11 *",
+            "0 0 31W 2 *",
+            "0 0 1 1 +MON#5",
+        ] {
+            for zone in [None, Some("Europe/Berlin"), Some("Pacific/Apia")] {
+                let schedule = Schedule::parse(never, zone).unwrap();
+                let error = schedule.next_after(at("2026-01-01T00:00:00Z")).unwrap_err();
+                assert!(error.to_string().contains(never), "{error}");
+                assert_eq!(schedule.previous(at("2026-01-01T00:00:00Z")), None);
+            }
+        }
+    }
+
+    #[test]
+    fn takes_any_time_that_can_be_stored() {
+        let schedule = Schedule::parse("0 0 1 1 *", Some("Europe/Berlin")).unwrap();
+        assert!(schedule.next_after(Timestamp::MAX).is_err());
+        assert_eq!(schedule.previous(Timestamp::MIN), None);
+        // Before there were time zones, clocks showed the mean time of the place.
+        assert_eq!(
+            schedule.next_after(at("1890-06-01T00:00:00Z")).unwrap(),
+            at("1890-12-31T23:06:32Z")
+        );
+    }
+
+    #[test]
     fn says_what_is_wrong() {
+        let both = Schedule::parse("0 0 L,lw * *", None).unwrap_err();
+        assert!(both.to_string().ends_with("write `L` or `LW`, not both"));
         assert!(Schedule::parse("61 * * * *", None).is_err());
         let error = Schedule::parse("* * * * *", Some("Europe/Berln")).unwrap_err();
         assert_eq!(error.to_string(), "time zone `Europe/Berln` is not known");

@@ -6,6 +6,7 @@
 //! - [`dead_letters`]: list and redrive.
 //! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
 //! - [`renames`]: handlers that had another name before.
+//! - [`pg_cron`]: what the server's extension is to fire.
 //! - [`maintenance`]: what has to be done from time to time.
 //! - [`notify`]: the doorbell.
 //!
@@ -18,6 +19,7 @@ pub(crate) mod event_log;
 pub(crate) mod maintenance;
 pub(crate) mod nodes;
 pub(crate) mod notify;
+pub(crate) mod pg_cron;
 pub(crate) mod queue;
 pub(crate) mod renames;
 pub(crate) mod scheduled_tasks;

@@ -180,26 +180,60 @@ pub(crate) struct Due {
     pub(crate) now: jiff::Timestamp,
 }
 
+/// Due tasks, locked. The scheduler stands in the text, because each has an index of its own.
+macro_rules! lock_due {
+    ($scheduler:literal, $until:literal) => {
+        concat!(
+            "select task_id, name, cron_expression, timezone, misfire_policy, misfire_cap, grace_ms,
+                    (extract(epoch from next_run_at) * 1000000)::bigint,
+                    (extract(epoch from due_after) * 1000000)::bigint,
+                    (extract(epoch from core.now()) * 1000000)::bigint
+             from core.scheduled_tasks
+             where namespace = $1 and active and paused_at is null and scheduler = '",
+            $scheduler,
+            "' and coalesce(next_run_at, timestamptz 'epoch') <= ",
+            $until,
+            " order by coalesce(next_run_at, timestamptz 'epoch') limit $2 for update skip locked"
+        )
+    };
+}
+
 /// Locks due tasks until the transaction ends; those that another node has locked are skipped.
 pub(crate) async fn lock_due(
     connection: &mut PgConnection,
     namespace: &str,
     limit: usize,
 ) -> sqlx::Result<Vec<Due>> {
-    let rows = sqlx::query(
-        "select task_id, name, cron_expression, timezone, misfire_policy, misfire_cap, grace_ms,
-                (extract(epoch from next_run_at) * 1000000)::bigint,
-                (extract(epoch from due_after) * 1000000)::bigint,
-                (extract(epoch from core.now()) * 1000000)::bigint
-         from core.scheduled_tasks
-         where namespace = $1 and active and paused_at is null and scheduler = 'nexus'
-           and coalesce(next_run_at, timestamptz 'epoch') <= core.now()
-         order by coalesce(next_run_at, timestamptz 'epoch') limit $2 for update skip locked",
+    lock_tasks(
+        connection,
+        lock_due!("nexus", "core.now()"),
+        namespace,
+        limit,
     )
-    .bind(namespace)
-    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .fetch_all(connection)
-    .await?;
+    .await
+}
+
+/// The same for tasks that `pg_cron` should have fired a minute ago or more.
+pub(crate) async fn lock_overdue(
+    connection: &mut PgConnection,
+    namespace: &str,
+    limit: usize,
+) -> sqlx::Result<Vec<Due>> {
+    let statement = lock_due!("pg_cron", "core.now() - interval '1 minute'");
+    lock_tasks(connection, statement, namespace, limit).await
+}
+
+async fn lock_tasks(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    namespace: &str,
+    limit: usize,
+) -> sqlx::Result<Vec<Due>> {
+    let rows = sqlx::query(statement)
+        .bind(namespace)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await?;
     Ok(rows
         .into_iter()
         .map(|row| Due {

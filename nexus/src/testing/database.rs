@@ -19,6 +19,7 @@ use sqlx::{
 use super::{
     KIT,
     server::{self, TestServer},
+    settled::PATIENCE,
 };
 use crate::{
     client::{Bell, Client, Limits},
@@ -142,6 +143,7 @@ impl TestDatabase {
     pub async fn pool(&self) -> PgPool {
         PgPoolOptions::new()
             .max_connections(5)
+            .acquire_timeout(PATIENCE)
             .connect(self.url())
             .await
             .expect("the test's database can be reached")
@@ -152,6 +154,7 @@ impl TestDatabase {
         self.inner.pool.get_or_init(|| {
             PgPoolOptions::new()
                 .max_connections(5)
+                .acquire_timeout(PATIENCE)
                 .connect_lazy(self.url())
                 .expect("the kit makes URLs that can be read")
         })

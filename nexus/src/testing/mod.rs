@@ -277,14 +277,32 @@ pub use fault::{Armed, Fault};
 pub use isolated::{Ran, TestEnvelope};
 pub use settled::NotSettled;
 
+use std::time::{Duration, Instant};
+
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
 /// What the kit adds to a migrated database.
 const KIT: &str = concat!(include_str!("clock.sql"), include_str!("watch.sql"));
 
+/// Connects, and waits for its turn where tests have taken all connections of the server.
+async fn connect(url: &str) -> sqlx::Result<PgConnection> {
+    let began = Instant::now();
+    loop {
+        match PgConnection::connect(url).await {
+            Err(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some("53300")
+                    && began.elapsed() < settled::PATIENCE =>
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Runs one statement on a connection of its own.
 async fn execute(url: &str, statement: &str) -> sqlx::Result<()> {
-    let mut connection = PgConnection::connect(url).await?;
+    let mut connection = connect(url).await?;
     sqlx::raw_sql(AssertSqlSafe(statement.to_owned()).into_sql_str())
         .execute(&mut connection)
         .await?;

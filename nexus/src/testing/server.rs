@@ -10,10 +10,10 @@ use std::{
 };
 
 use nexus_embedded::Source;
-use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{ConnectOptions, Connection, postgres::PgConnectOptions};
 use tokio::sync::OnceCell;
 
-use super::{KIT, execute};
+use super::{KIT, connect, execute};
 
 /// Every database of the kit is called like this, and no other is touched.
 const PREFIX: &str = "nexus_t_";
@@ -92,7 +92,7 @@ impl TestServer {
                 let mut hasher = DefaultHasher::new();
                 (nexus_migrations::fingerprint(), KIT).hash(&mut hasher);
                 let name = format!("{PREFIX}template_{:016x}", hasher.finish());
-                let mut admin = PgConnection::connect(&self.admin_url())
+                let mut admin = connect(&self.admin_url())
                     .await
                     .expect("the server has been connected to");
                 // One process makes it, the others wait.
@@ -139,7 +139,7 @@ impl TestServer {
 
     /// Drops what tests of processes left behind that are no more.
     async fn sweep(&self) {
-        let mut admin = PgConnection::connect(&self.admin_url())
+        let mut admin = connect(&self.admin_url())
             .await
             .expect("the server has been connected to");
         let machine = machine_prefix();

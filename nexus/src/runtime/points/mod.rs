@@ -63,4 +63,5 @@ pub(crate) enum Sleeper {
     Scheduler,
     Adopter,
     Renamer,
+    Delayed,
 }

@@ -494,7 +494,7 @@ pub(crate) fn split_off(
 
 /// The parts between the commas; a comma at the end is allowed. Groups without delimiters, in
 /// which `macro_rules!` passes its fragments on, are opened.
-fn split_at_commas(tokens: TokenStream) -> Vec<Vec<TokenTree>> {
+pub(crate) fn split_at_commas(tokens: TokenStream) -> Vec<Vec<TokenTree>> {
     let mut parts = vec![Vec::new()];
     for token in ungrouped(tokens) {
         match token {

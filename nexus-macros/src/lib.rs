@@ -2,12 +2,14 @@
 //!
 //! - [`derive@Event`] makes a type an event,
 //! - [`macro@handler`] makes a function run for each event of a type,
-//! - [`macro@cron`] makes a function run by the clock.
+//! - [`macro@cron`] makes a function run, or an event be emitted, by the clock,
+//! - [`app!`] makes an app of a list of these, instead of all that is linked.
 //!
 //! Each has a folder: `parse` reads what was written, `check` holds the rules, `model` is what was
 //! meant, `expand` writes the code. Mistakes are reported all at once, each where it has to be
 //! mended, and the item itself is always passed on, so that nothing else fails because of it.
 
+mod app;
 mod attr;
 mod cron;
 mod diagnostics;
@@ -146,4 +148,60 @@ pub fn handler(arguments: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_attribute]
 pub fn cron(arguments: TokenStream, item: TokenStream) -> TokenStream {
     cron::cron(arguments.into(), &item.into()).into()
+}
+
+/// Makes an app of what a list names, instead of everything that is linked.
+///
+/// For libraries and tests, for several apps in one program, and for targets on which the linker
+/// collects nothing. `App::discover()` needs no list.
+///
+/// | key | lists |
+/// |---|---|
+/// | `handlers` | functions with [`macro@handler`] |
+/// | `crons` | functions, types and constants with [`macro@cron`] |
+/// | `events` | event types that no handler takes and no schedule emits, such as those that are only emitted; the others come along by themselves |
+///
+/// Each may be left out, and they come in any order. An item is named by a path to where it is
+/// declared, also in another crate, or to a `pub use declared::*` of it. A `use` of the item's name
+/// alone is not enough, because beside the item its macro has left a constant, which `app!` looks
+/// for.
+///
+/// What is listed is checked while compiling, across crates: two types of one event type and version,
+/// two handlers of one name in a group, two scheduled tasks of one name, anything listed twice.
+///
+/// # Examples
+///
+/// ```
+/// use nexus::prelude::*;
+///
+/// mod billing {
+///     use nexus::prelude::*;
+///
+///     #[derive(Serialize, Deserialize, JsonSchema, Event)]
+///     pub struct OrderPaid {
+///         pub order_id: u64,
+///     }
+///
+///     #[handler]
+///     pub async fn invoice(order: OrderPaid) {
+///         println!("invoice for {}", order.order_id);
+///     }
+/// }
+///
+/// #[cron("@hourly")]
+/// #[derive(Serialize, Deserialize, JsonSchema, Event, Default)]
+/// struct HourPassed;
+///
+/// #[cron("@daily")]
+/// async fn clean_up() {}
+///
+/// let app = nexus::app! {
+///     handlers: [billing::invoice],
+///     crons: [HourPassed, clean_up],
+/// };
+/// app.name("billing").validate().unwrap();
+/// ```
+#[proc_macro]
+pub fn app(arguments: TokenStream) -> TokenStream {
+    app::app(arguments.into()).into()
 }

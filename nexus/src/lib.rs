@@ -84,7 +84,7 @@ pub use event::{Envelope, EnvelopeMeta, Event, EventPayload};
 pub use handler::{Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx};
 pub use jiff;
 #[cfg(feature = "macros")]
-pub use nexus_macros::{Event, cron, handler};
+pub use nexus_macros::{Event, app, cron, handler};
 pub use retry::RetryPolicy;
 pub use schedule::Misfire;
 
@@ -107,7 +107,7 @@ pub mod __private {
         handler::{FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements},
         registry::{
             Backoff, CronDescriptor, CronItem, Derived, EVENTS, HANDLERS, HandlerDescriptor,
-            HandlerOptions, Initial, TASKS, TaskDescriptor, TaskPayload, Trigger,
+            HandlerOptions, Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
         },
         schedule::Misfire,
     };

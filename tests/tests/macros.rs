@@ -16,6 +16,8 @@ mod event_shapes;
 mod handler_arguments_and_results;
 #[path = "../ui/handler/pass/options.rs"]
 mod handler_options;
+#[path = "../ui/app/pass/lists.rs"]
+mod lists;
 #[path = "../ui/handler/pass/places.rs"]
 mod places;
 #[path = "../ui/handler/pass/strict_lints.rs"]
@@ -26,7 +28,7 @@ nexus::link!(serde_json, uuid);
 #[test]
 fn mistakes_are_explained() {
     let cases = trybuild::TestCases::new();
-    for name in ["derive_event", "handler", "cron"] {
+    for name in ["derive_event", "handler", "cron", "app"] {
         cases.compile_fail(format!("ui/{name}/fail/*.rs"));
     }
 }

@@ -39,7 +39,7 @@ use crate::{
     config::Overrides,
     event::EventDescriptor,
     handler::StateMap,
-    registry::{self, HandlerDescriptor, TaskDescriptor, Trigger, tick_event_type},
+    registry::{self, HandlerDescriptor, List, TaskDescriptor, Trigger, tick_event_type},
     retry::RetryPolicy,
     runtime::{Counts, Route},
 };
@@ -177,14 +177,28 @@ impl App {
     /// A crate that is a dependency only for its handlers must be named once in the source, with
     /// [`nexus::link!`](crate::link), or the linker leaves it out.
     pub fn discover() -> Self {
+        Self::of(registry::handlers(), registry::events(), registry::tasks())
+    }
+
+    /// What [`app!`](crate::app!) makes of its list.
+    #[doc(hidden)]
+    pub fn of_list(list: &'static List) -> Self {
+        Self::of(list.handlers(), list.events(), list.tasks())
+    }
+
+    fn of(
+        handlers: Vec<&'static HandlerDescriptor>,
+        events: Vec<&'static EventDescriptor>,
+        tasks: Vec<&'static TaskDescriptor>,
+    ) -> Self {
         Self {
             name: "default".to_owned(),
             display_name: None,
             description: None,
             metadata: Value::Object(serde_json::Map::new()),
-            handlers: registry::handlers(),
-            events: registry::events(),
-            tasks: registry::tasks(),
+            handlers,
+            events,
+            tasks,
             filters: Vec::new(),
             states: StateMap::default(),
             overrides: Overrides::default(),

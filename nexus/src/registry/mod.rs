@@ -9,7 +9,7 @@ mod validate;
 
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
-pub use explicit::{CronItem, Derived, Initial};
+pub use explicit::{CronItem, Derived, Initial, List};
 pub(crate) use validate::{Parts, known, tick_event_type, validate};
 pub use validate::{Problem, Problems};
 

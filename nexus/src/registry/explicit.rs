@@ -129,10 +129,17 @@ impl List {
         while let Some(event) = self.event(at) {
             let mut before = 0;
             while before < at {
-                if let Some(other) = self.event(before) {
+                if let Some(other) = self.event(before)
+                    && is_same_type(other, event)
+                {
                     // The event of two handlers comes twice; one that is listed twice is a slip.
-                    let is_listed = at < self.events.len();
-                    problems.compare_events(other, event, is_listed);
+                    if is_at(&other.meta.origin, &event.meta.origin) {
+                        if at < self.events.len() {
+                            problems.listed_twice(&event.meta.origin);
+                        }
+                    } else if self.is_first(before) && self.is_first(at) {
+                        problems.declared_twice(other, event);
+                    }
                 }
                 before += 1;
             }
@@ -178,6 +185,21 @@ impl List {
             at += 1;
         }
         None
+    }
+
+    /// Whether no event before is the same declaration.
+    const fn is_first(&self, index: usize) -> bool {
+        let mut before = 0;
+        while before < index {
+            if let (Some(other), Some(event)) = (self.event(before), self.event(index))
+                && is_same_type(other, event)
+                && is_at(&other.meta.origin, &event.meta.origin)
+            {
+                return false;
+            }
+            before += 1;
+        }
+        true
     }
 
     const fn name(&self, mut index: usize) -> Option<Unique> {
@@ -261,28 +283,13 @@ impl Problems {
         }
     }
 
-    const fn compare_events(
-        &mut self,
-        one: &EventDescriptor,
-        other: &EventDescriptor,
-        is_listed: bool,
-    ) {
-        let (one, other) = (&one.meta, &other.meta);
-        if one.version != other.version || !same(one.event_type, other.event_type) {
-            return;
-        }
-        if is_at(&one.origin, &other.origin) {
-            if is_listed {
-                self.listed_twice(&one.origin);
-            }
-            return;
-        }
+    const fn declared_twice(&mut self, one: &EventDescriptor, other: &EventDescriptor) {
         self.start();
         self.push("event type `");
-        self.push(one.event_type);
+        self.push(one.meta.event_type);
         self.push("` version ");
-        self.push_number(one.version);
-        self.declared_by(&one.origin, &other.origin, "`type` or `version`");
+        self.push_number(one.meta.version);
+        self.declared_by(&one.meta.origin, &other.meta.origin, "`type` or `version`");
     }
 
     const fn compare_names(&mut self, one: &Unique, other: &Unique) {
@@ -374,6 +381,10 @@ impl Problems {
             Err(_) => unreachable!(),
         }
     }
+}
+
+const fn is_same_type(one: &EventDescriptor, other: &EventDescriptor) -> bool {
+    one.meta.version == other.meta.version && same(one.meta.event_type, other.meta.event_type)
 }
 
 /// Whether both are the same declaration; a crate that is linked twice has it twice.

@@ -50,6 +50,24 @@ fn an_app_has_what_is_listed() {
 }
 
 #[test]
+fn what_is_in_another_crate_can_be_listed() {
+    mod reexported {
+        pub(super) use nexus_test_elsewhere::*;
+    }
+
+    let app = nexus::app! {
+        handlers: [nexus_test_elsewhere::pack, on_tick],
+        crons: [
+            ::nexus_test_elsewhere::sweep_elsewhere,
+            nexus_test_elsewhere::OrderPlaced,
+            reexported::TEST_ORDER,
+        ],
+        events: [reexported::OrderPlaced],
+    };
+    app.validate().unwrap();
+}
+
+#[test]
 fn an_app_can_be_of_nothing() {
     nexus::app! {}.validate().unwrap();
     nexus::app!(handlers: [],).validate().unwrap();

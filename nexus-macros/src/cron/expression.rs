@@ -121,19 +121,19 @@ const DAY_OF_WEEK: &str = "day-of-week";
 /// The values of a field, as bits; `None` if they depend on the month (`L`, `W`, `#`).
 type Values = Option<u64>;
 
-/// Checks an expression.
-pub(super) fn check(text: &str) -> Result<(), Mistake> {
+/// Checks an expression; each field that is wrong is a mistake of its own.
+pub(super) fn check(text: &str) -> Result<(), Vec<Mistake>> {
     let start = text.len() - text.trim_start().len();
     let whole = start..text.trim_end().len().max(start);
     let trimmed = text.trim();
     if trimmed.is_empty() {
-        return Err(Mistake::new(
+        return Err(vec![Mistake::new(
             whole,
             "the cron expression is empty; write five fields, such as `*/5 * * * *`",
-        ));
+        )]);
     }
     if trimmed.starts_with('@') {
-        return check_nickname(trimmed).map_err(|message| Mistake::new(whole, message));
+        return check_nickname(trimmed).map_err(|message| vec![Mistake::new(whole, message)]);
     }
     let parts: Vec<Range<usize>> = trimmed
         .split_whitespace()
@@ -151,17 +151,23 @@ pub(super) fn check(text: &str) -> Result<(), Mistake> {
             } else {
                 ""
             };
-            return Err(Mistake::new(
+            return Err(vec![Mistake::new(
                 whole,
                 format!(
                     "a cron expression has 5 fields (minute, hour, day-of-month, month, day-of-week), or 6 with seconds in front; this one has {count}{year}"
                 ),
-            ));
+            )]);
         }
     };
-    let mut values = Vec::new();
+    let (mut values, mut mistakes) = (Vec::new(), Vec::new());
     for (field, part) in fields.iter().zip(&parts) {
-        values.push(check_field(field, &text[part.clone()], part.start)?);
+        match check_field(field, &text[part.clone()], part.start) {
+            Ok(allowed) => values.push(allowed),
+            Err(mistake) => mistakes.push(mistake),
+        }
+    }
+    if !mistakes.is_empty() {
+        return Err(mistakes);
     }
     let [.., days, months, _] = &*values else {
         return Ok(());
@@ -173,10 +179,10 @@ pub(super) fn check(text: &str) -> Result<(), Mistake> {
         && let (Some(days), Some(months)) = (*days, *months)
         && never_due(days, months)
     {
-        return Err(Mistake::new(
+        return Err(vec![Mistake::new(
             days_part.start..months_part.end,
             "this cron expression is never due: no month that it names has such a day",
-        ));
+        )]);
     }
     Ok(())
 }
@@ -455,6 +461,19 @@ mod tests {
         ("0 0 31 2,4,6 *", "31 2,4,6", "never due"),
     ];
 
+    fn only_mistake(text: &str) -> Mistake {
+        let mut mistakes = check(text).unwrap_err();
+        assert_eq!(mistakes.len(), 1, "{text:?}: {mistakes:?}");
+        mistakes.remove(0)
+    }
+
+    #[test]
+    fn says_all_that_is_wrong() {
+        let mistakes = check("61 24 * 13 *").unwrap_err();
+        let at: Vec<_> = mistakes.into_iter().map(|mistake| mistake.at).collect();
+        assert_eq!(at, [0..2, 3..5, 8..10]);
+    }
+
     #[test]
     fn accepts_cron() {
         for text in ACCEPTED {
@@ -465,7 +484,7 @@ mod tests {
     #[test]
     fn says_what_is_wrong_and_where() {
         for (text, at, part) in REFUSED {
-            let mistake = check(text).unwrap_err();
+            let mistake = only_mistake(text);
             assert_eq!(&text[mistake.at.clone()], at, "{text:?}: {mistake:?}");
             assert!(mistake.message.contains(part), "{text:?}: {mistake:?}");
         }
@@ -475,13 +494,12 @@ mod tests {
     fn points_at_the_mistake() {
         let text = "0 5-40 * * *";
         assert_eq!(
-            check(text).unwrap_err().display_in(text),
+            only_mistake(text).display_in(text),
             "invalid hour field `40` (allowed: 0-23)\n    0 5-40 * * *\n      ^^^^"
         );
         let text = "0\t9 * * x";
         assert!(
-            check(text)
-                .unwrap_err()
+            only_mistake(text)
                 .display_in(text)
                 .ends_with("\n    0 9 * * x\n            ^")
         );

@@ -248,9 +248,11 @@ fn check_expression(literal: &LitStr, diagnostics: &mut Diagnostics) -> Option<S
     let text = literal.value();
     match expression::check(&text) {
         Ok(()) => Some(text.trim().to_owned()),
-        Err(mistake) => {
-            let span = span_within(literal, &text, mistake.at.clone());
-            diagnostics.error(span, mistake.display_in(&text));
+        Err(mistakes) => {
+            for mistake in mistakes {
+                let span = span_within(literal, &text, mistake.at.clone());
+                diagnostics.error(span, mistake.display_in(&text));
+            }
             None
         }
     }

@@ -198,6 +198,14 @@ fn check_signature(function: &Function, diagnostics: &mut Diagnostics) {
             format!("`{attribute}` functions cannot be `unsafe`: nexus calls them, and can keep no promises for you"),
         );
     }
+    let mentions_self = names_self(signature.inputs.to_token_stream())
+        || names_self(signature.output.to_token_stream());
+    if mentions_self && signature.receiver().is_none() {
+        diagnostics.error(
+            signature.ident.span(),
+            format!("`{attribute}` functions are free functions: move `{}` out of the `impl` block, and write the type instead of `Self`", signature.ident),
+        );
+    }
     let generics = &signature.generics;
     if generics
         .params
@@ -266,6 +274,12 @@ fn check_arguments(
                 check_tx(reference, is_event, &mut took_tx, diagnostics);
                 Argument::Tx(ty.clone())
             }
+            (Type::Reference(reference), _)
+                if !is_event && let Some(wrapper) = wraps_event(&reference.elem) =>
+            {
+                refuse_event(ty, &wrapper, takes_event, diagnostics);
+                continue;
+            }
             (Type::Reference(reference), _) => {
                 refuse_reference(reference, is_event, diagnostics);
                 continue;
@@ -299,10 +313,15 @@ fn check_arguments(
                 Argument::Event(ty.clone())
             }
             (owned, false) => {
-                if !takes_event && let Some(wrapper) = wraps_event(owned) {
+                if let Some(wrapper) = wraps_event(owned) {
+                    refuse_event(ty, &wrapper, takes_event, diagnostics);
+                    continue;
+                }
+                // What is called `Tick` and taken like ours is ours: an event would come first.
+                if takes_event && last_segment(owned).is_some_and(|last| last.ident == "Tick") {
                     diagnostics.error_over(
                         ty,
-                        format!("a `#[cron]` function is run by the clock and takes no `{wrapper}`; for events write `#[handler]`"),
+                        "a `#[handler]` is run by events and gets no `Tick`: it tells a `#[cron]` function when it was due; for what is known of the event take `Ctx` or `Envelope<E>`",
                     );
                     continue;
                 }
@@ -339,6 +358,20 @@ fn check_tx(
         );
     }
     *took_tx = true;
+}
+
+/// An event where none is taken.
+fn refuse_event(ty: &Type, wrapper: &str, takes_event: bool, diagnostics: &mut Diagnostics) {
+    let message = if takes_event {
+        format!(
+            "a handler takes one event, as its first argument, so `{wrapper}` cannot come after it; write a second handler for the other event"
+        )
+    } else {
+        format!(
+            "a `#[cron]` function is run by the clock and takes no `{wrapper}`; for events write `#[handler]`"
+        )
+    };
+    diagnostics.error_over(ty, message);
 }
 
 fn refuse_reference(reference: &TypeReference, is_event: bool, diagnostics: &mut Diagnostics) {

@@ -23,3 +23,19 @@ async fn greet_again3(event: UserCreated) {}
 async fn greet_again4(event: UserCreated) {}
 
 fn main() {}
+
+mod more {
+    use super::UserCreated;
+
+    #[nexus::handler(backoff = "exponential(1s)")]
+    async fn greet5(event: UserCreated) {}
+
+    #[nexus::handler(backoff = "exponential(1s..=10m)")]
+    async fn greet6(event: UserCreated) {}
+
+    #[nexus::handler(backoff = "fixed(1s..10m)")]
+    async fn greet7(event: UserCreated) {}
+
+    #[nexus::handler(backoff = "exponental(1s..10m)")]
+    async fn greet8(event: UserCreated) {}
+}

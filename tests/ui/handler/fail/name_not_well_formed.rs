@@ -17,3 +17,10 @@ async fn greet_again(event: UserCreated) {}
 async fn _greet(event: UserCreated) {}
 
 fn main() {}
+
+mod more {
+    use super::UserCreated;
+
+    #[nexus::handler(name = "1st")]
+    async fn greet2(event: UserCreated) {}
+}

@@ -14,3 +14,13 @@ async fn greet(event: UserCreated) {}
 async fn greet_again(event: UserCreated) {}
 
 fn main() {}
+
+mod more {
+    use super::UserCreated;
+
+    #[nexus::handler(max_attempts = "five")]
+    async fn greet2(event: UserCreated) {}
+
+    #[nexus::handler(max_attempts = 1.5)]
+    async fn greet3(event: UserCreated) {}
+}

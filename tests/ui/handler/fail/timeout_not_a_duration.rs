@@ -26,3 +26,13 @@ async fn greet_again4(event: UserCreated) {}
 async fn greet_again5(event: UserCreated) {}
 
 fn main() {}
+
+mod more {
+    use super::UserCreated;
+
+    #[nexus::handler(timeout = "5 weeks")]
+    async fn greet6(event: UserCreated) {}
+
+    #[nexus::handler(timeout = "366d")]
+    async fn greet7(event: UserCreated) {}
+}

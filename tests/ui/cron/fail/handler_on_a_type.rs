@@ -1,0 +1,10 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[cron("@daily")]
+#[handler]
+#[derive(Serialize, Deserialize, JsonSchema, Event, Default)]
+struct MorningTick;
+
+fn main() {}

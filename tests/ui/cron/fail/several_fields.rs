@@ -1,0 +1,8 @@
+#![allow(unused)]
+
+use nexus::prelude::*;
+
+#[cron("61 24 * 13 *")]
+async fn cleanup() {}
+
+fn main() {}

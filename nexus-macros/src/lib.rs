@@ -32,10 +32,15 @@ use proc_macro::TokenStream;
 /// | `type = "user.created"` | the event type, by which the event is stored and found | the type's name: `UserCreated` is `user.created` |
 /// | `version = 2` | the version of its schema, from 1 | 1 |
 /// | `key = user_id` | the field that holds the entity the event is about; its type implements `Display`. In a tuple struct `key = 0`, in an enum a field of every variant | no key |
+/// | `register = false` | the type is not collected by `App::discover()` and need not be the only one of its event type | `true` |
 ///
 /// An event type is made of words of `a-z` and `0-9`, joined by single `_`, in segments joined by
 /// `.`, each starting with a letter, and has at most 100 bytes. Events that are stored keep their
 /// type: write it out before you rename the Rust type.
+///
+/// Two types of a crate with one event type and version do not compile. Tests that declare an event
+/// once more, such as two modules with a `Ping` of their own, write `register = false`; what handlers
+/// take works all the same. Across crates `App::validate` and [`app!`] find such pairs.
 ///
 /// An enum is one event type. A generic type cannot be an event, because an event type has exactly
 /// one JSON Schema.
@@ -76,6 +81,7 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// |---|---|---|
 /// | `group = "billing"` | the nodes that share the work, and their queue | the app's own group |
 /// | `name = "send_welcome"` | identity within the group; deliveries are stored under it | the function's name |
+/// | `formerly = "greet"`, `formerly = ["greet", "welcome"]` | names that the handler had before in its group, so that what still waits under them is not lost | none |
 /// | `max_attempts = 5` | attempts until an event is dead-lettered | 10 |
 /// | `backoff = "exponential(1s..10m)"` | the wait between attempts: doubled each time, from the first up to the second; or `"fixed(5s)"`; ±20 % of jitter is added | `exponential(1s..10m)` |
 /// | `timeout = "30s"` | the longest that an attempt may take, at most `24d` | `30s` |
@@ -83,7 +89,8 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 ///
 /// A duration is whole numbers with the units `d`, `h`, `m`, `s`, `ms`, the longest first: `"30s"`,
 /// `"1m 30s"`. A single one needs no quotes: `timeout = 30s`. Group and name are made of letters,
-/// digits, `_` and `-`, starting with a letter.
+/// digits, `_` and `-`, starting with a letter. Two handlers of a crate with one name in one group do
+/// not compile.
 ///
 /// # Examples
 ///
@@ -104,15 +111,35 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 ///     Ok(Emit(AccountOpened { user_id: event.user_id }))
 /// }
 /// ```
+///
+/// A function that was renamed, while messages may still wait for it under the name it had:
+///
+/// ```
+/// # use nexus::prelude::*;
+/// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// # struct UserCreated { user_id: u64 }
+/// #[handler(formerly = "greet")]
+/// async fn send_welcome(event: UserCreated) {
+///     println!("welcome, {}", event.user_id);
+/// }
+/// ```
 #[proc_macro_attribute]
 pub fn handler(arguments: TokenStream, item: TokenStream) -> TokenStream {
     handler::handler(arguments.into(), &item.into()).into()
 }
 
-/// Makes an async function run by the clock: once per due time in the whole cluster.
+/// Makes a function run, or an event be emitted, by the clock: once per due time in the whole
+/// cluster.
 ///
-/// The arguments are those of a [`macro@handler`] without the event; by convention `Tick`, which
-/// knows when the run was due, comes first. Results are the same.
+/// | on | at each due time |
+/// |---|---|
+/// | an `async fn` | the function runs |
+/// | an event type, whose derives may stand above or below | its `Default` is emitted |
+/// | a `const` of an event type | its value is emitted |
+///
+/// The arguments of a function are those of a [`macro@handler`] without the event; by convention
+/// `Tick`, which knows when the run was due, comes first. Results are the same. What is emitted goes to
+/// every handler of the event, like any other event.
 ///
 /// The expression has five fields (minute, hour, day of the month, month, day of the week), six with
 /// seconds in front, or is one of `@yearly`, `@annually`, `@monthly`, `@weekly`, `@daily` and
@@ -131,11 +158,20 @@ pub fn handler(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// | option | meaning | if left out |
 /// |---|---|---|
 /// | `tz = "Europe/Berlin"` | the IANA time zone in which the expression is read | UTC |
-/// | `name = "cleanup"` | identity within the group; words of `a-z` and `0-9`, joined by single `_` | the function's name |
+/// | `misfire = "fire_once"` | what becomes of due times that passed while no node ran: `"skip"` leaves them out, `"fire_once"` fires the newest of them, `"fire_all(10)"` each of them, but at most the newest 10 | `fire_once` |
+/// | `grace = "60s"` | how late a due time may be fired without being one that was missed | `60s` |
+/// | `name = "cleanup"` | identity of the schedule; words of `a-z` and `0-9`, joined by single `_` | the name of the function; that of a type or constant in snake case: `MorningTick` is `morning_tick` |
+/// | `formerly = "clean_up"` | names that it had before, also several in brackets | none |
 ///
-/// `group`, `max_attempts`, `backoff`, `timeout` and `concurrency` are those of [`macro@handler`].
+/// On a function also `group`, `max_attempts`, `backoff`, `timeout` and `concurrency` of
+/// [`macro@handler`]. Where an event is emitted, they belong to its handlers.
+///
+/// An item may have several of these attributes; each is a schedule with a name of its own. Two
+/// schedules of a crate with one name do not compile.
 ///
 /// # Examples
+///
+/// A function:
 ///
 /// ```
 /// # use nexus::prelude::*;
@@ -144,6 +180,35 @@ pub fn handler(arguments: TokenStream, item: TokenStream) -> TokenStream {
 ///     println!("report of {}", tick.due_at());
 ///     Ok(())
 /// }
+/// ```
+///
+/// An event type, and a handler of it:
+///
+/// ```
+/// # use nexus::prelude::*;
+/// #[cron("0 7 * * *", tz = "Europe/Berlin", misfire = "skip")]
+/// #[derive(Serialize, Deserialize, JsonSchema, Event, Default)]
+/// struct MorningCame;
+///
+/// #[handler]
+/// async fn make_coffee(_: MorningCame) {}
+/// ```
+///
+/// Constants, one of them with two schedules:
+///
+/// ```
+/// # use nexus::prelude::*;
+/// #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// struct DigestDue {
+///     full: bool,
+/// }
+///
+/// #[cron("@hourly")]
+/// const SHORT_DIGEST: DigestDue = DigestDue { full: false };
+///
+/// #[cron("@daily", name = "daily_digest")]
+/// #[cron("@monthly", name = "monthly_digest", misfire = "fire_all(3)", grace = "10m")]
+/// const FULL_DIGEST: DigestDue = DigestDue { full: true };
 /// ```
 #[proc_macro_attribute]
 pub fn cron(arguments: TokenStream, item: TokenStream) -> TokenStream {

@@ -43,6 +43,46 @@ handlers! {
 #[handler]
 async fn r#match(_: Placed) {}
 
+/// A module, its function and the re-export of it share a name.
+mod send_receipt {
+    use nexus::prelude::*;
+
+    use super::Placed;
+
+    #[handler]
+    pub(super) async fn send_receipt(_: Placed) {}
+
+    #[cron("@daily")]
+    pub(super) async fn sweep_places() {}
+}
+
+use send_receipt::{send_receipt, sweep_places};
+
+/// A field of the user's type is not hidden by one of `State`.
+#[derive(Clone, Copy)]
+struct Limit(u8);
+
+#[handler]
+async fn reads_a_field_of_a_state(_: Placed, limit: State<Limit>) -> nexus::Result {
+    if limit.0 == 0 {
+        return Err(Error::permanent("nothing is allowed"));
+    }
+    Ok(())
+}
+
+const _: () = {
+    #[derive(Serialize, Deserialize, JsonSchema, Event, Default)]
+    #[event(type = "places.in_a_constant")]
+    #[cron("@daily")]
+    struct InAConstant;
+
+    #[handler]
+    async fn in_a_constant(_: InAConstant) {
+        #[handler]
+        async fn in_a_handler(_: InAConstant) {}
+    }
+};
+
 #[cfg(any())]
 mod absent {}
 
@@ -108,10 +148,21 @@ fn handlers_are_registered_from_every_place() {
         "match",
         "between_other_names",
         "local_to_a_function",
+        "send_receipt",
+        "sweep_places",
+        "reads_a_field_of_a_state",
+        "in_a_constant",
+        "in_a_handler",
     ] {
         assert!(is_registered(name), "{name}");
     }
     assert!(!is_registered("left_out") && !is_registered("left_out_too"));
+}
+
+#[tokio::test]
+async fn functions_are_called_by_their_own_name() {
+    send_receipt(Placed).await;
+    sweep_places().await;
 }
 
 #[test]

@@ -104,10 +104,13 @@ pub mod prelude {
 pub mod __private {
     pub use crate::{
         event::{EventDescriptor, EventKey, EventMeta, Origin},
-        handler::{FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements},
+        handler::{
+            DerivedEvent, FromContext, Input, IntoOutcome, Invocation, Outcome, Requirements,
+            Usable, Use,
+        },
         registry::{
-            Backoff, CronDescriptor, CronItem, Derived, EVENTS, HANDLERS, HandlerDescriptor,
-            HandlerOptions, Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
+            Backoff, CronDescriptor, CronItem, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions,
+            Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
         },
         schedule::Misfire,
     };

@@ -15,7 +15,7 @@ pub(super) fn expand(list: &List) -> TokenStream {
     let crons = list.crons.iter().map(|path| hidden("nexus_cron__", path));
     let events = list.events.iter().map(|ty| {
         let at = ty.span();
-        quote_spanned!(at=> <#ty as ::nexus::Event>::DESCRIPTOR)
+        quote_spanned!(at=> <#ty as ::nexus::__private::DerivedEvent>::USE.descriptor)
     });
     quote! {
         {

@@ -38,7 +38,7 @@ pub(super) fn expand(tokens: &TokenStream, item: &Item, tasks: &[Task]) -> Token
 
 /// A reference to the descriptor, which is registered.
 ///
-/// Whatever is asked of the type is asked of `Derived::Event`: where the type is no event, rustc says
+/// Whatever is asked of the type is asked of `DerivedEvent::Event`: where the type is no event, rustc says
 /// so once, and nothing of what would follow.
 fn descriptor(item: &Item, task: &Task) -> TokenStream {
     let Item { ident, what, .. } = item;
@@ -55,13 +55,14 @@ fn descriptor(item: &Item, task: &Task) -> TokenStream {
     let ty = event_type(item);
     // As the derive's own use of the type, so that rustc tells only once what both of them miss.
     let at = ty.span();
-    let event = quote_spanned!(at=> <#ty as ::nexus::__private::Derived>::Event);
+    let event = quote_spanned!(at=> <#ty as ::nexus::__private::DerivedEvent>::Event);
     let value = if let What::Constant { .. } = what {
-        quote_spanned!(at=> <#ty as ::nexus::__private::Derived>::event(&#ident))
+        quote_spanned!(at=> <#ty as ::nexus::__private::DerivedEvent>::event(&#ident))
     } else {
         quote_spanned!(at=> &<#event as ::nexus::__private::Initial>::initial())
     };
-    let descriptor = quote_spanned!(at=> <#event as ::nexus::Event>::DESCRIPTOR);
+    let descriptor =
+        quote_spanned!(at=> <#event as ::nexus::__private::DerivedEvent>::USE.descriptor);
     quote! {
         {
             static DESCRIPTOR: ::nexus::__private::TaskDescriptor =
@@ -75,7 +76,7 @@ fn descriptor(item: &Item, task: &Task) -> TokenStream {
                     ),
                     schedule: #schedule,
                     event: #descriptor,
-                    payload: |#limit| ::nexus::__private::TaskPayload::of(#value, #limit),
+                    payload: |#limit| ::nexus::__private::TaskPayload::of_derived(#value, #limit),
                 };
 
             #[::nexus::__private::linkme::distributed_slice(::nexus::__private::TASKS)]

@@ -2,7 +2,7 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
-use syn::{DeriveInput, ext::IdentExt, spanned::Spanned};
+use syn::{DeriveInput, Generics, ext::IdentExt, spanned::Spanned};
 
 use super::model::{Event, Key};
 use crate::guard;
@@ -24,22 +24,23 @@ pub(super) fn expand(event: &Event) -> TokenStream {
             #[::nexus::__private::linkme::distributed_slice(::nexus::__private::EVENTS)]
             #[linkme(crate = ::nexus::__private::linkme)]
             static REGISTRATION: &'static ::nexus::__private::EventDescriptor =
-                <#ident as ::nexus::Event>::DESCRIPTOR;
+                <#ident as ::nexus::__private::DerivedEvent>::USE.descriptor;
 
             #guard
         }
     } else {
-        // The use at which rustc checks that all derives are there.
-        quote!(const _: &::nexus::__private::EventDescriptor = <#ident as ::nexus::Event>::DESCRIPTOR;)
+        TokenStream::new()
     };
-    let derived = derived(ident);
+    let derived = derived(ident, None);
     quote! {
         const _: () = {
+            // What is missing is told by who asks, not by this implementation.
+            #[diagnostic::do_not_recommend]
             #[automatically_derived]
             impl ::nexus::Event for #ident
             where
                 // Without the lifetime rustc would check the bound here, where it reports each
-                // missing derive apart; so it does at the first use, with the text of the trait.
+                // missing derive apart; so it does in `DerivedEvent`, with the text of the trait.
                 for<'defer> #ident: ::nexus::EventPayload,
             {
                 const META: ::nexus::__private::EventMeta = ::nexus::__private::EventMeta {
@@ -60,12 +61,28 @@ pub(super) fn expand(event: &Event) -> TokenStream {
     }
 }
 
-/// What tells `#[cron]` that the derive is there.
-fn derived(ident: &Ident) -> TokenStream {
+/// What the other macros ask for, and the one place where rustc asks for all derives.
+fn derived(ident: &Ident, generics: Option<&Generics>) -> TokenStream {
+    let split = generics.map(Generics::split_for_impl);
+    let (impl_generics, type_generics, where_clause) = match &split {
+        Some((impl_generics, type_generics, where_clause)) => {
+            let bounds = where_clause.map(|clause| &clause.predicates);
+            let clause = quote! {
+                where for<'defer> #ident #type_generics: ::nexus::EventPayload, #bounds
+            };
+            (Some(impl_generics), Some(type_generics), Some(clause))
+        }
+        None => (None, None, None),
+    };
     quote! {
         #[automatically_derived]
-        impl ::nexus::__private::Derived for #ident {
+        impl #impl_generics ::nexus::__private::DerivedEvent for #ident #type_generics
+        #where_clause
+        {
             type Event = Self;
+
+            const USE: ::nexus::__private::Use<Self> =
+                <#ident #type_generics as ::nexus::__private::Usable>::USE;
 
             fn event(&self) -> &Self {
                 self
@@ -107,10 +124,12 @@ pub(super) fn stub(input: &DeriveInput) -> TokenStream {
     let (impl_generics, type_generics, where_clause) = input.generics.split_for_impl();
     let bounds = where_clause.map(|clause| &clause.predicates);
     let name = ident.unraw().to_string();
-    let derived = input.generics.params.is_empty().then(|| derived(ident));
+    let is_generic = !input.generics.params.is_empty();
+    let derived = derived(ident, is_generic.then_some(&input.generics));
     quote! {
         #derived
 
+        #[diagnostic::do_not_recommend]
         #[automatically_derived]
         impl #impl_generics ::nexus::Event for #ident #type_generics
         where

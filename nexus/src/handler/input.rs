@@ -1,6 +1,6 @@
 use std::{ops::Deref, sync::Arc, vec};
 
-use super::{Context, Error, Result, Tx};
+use super::{Context, DerivedEvent, Error, Result, Tx};
 use crate::event::{Envelope, EnvelopeMeta, Event, EventDescriptor};
 
 /// What a handler's first argument may be: `E`, [`Envelope<E>`] or [`Batch<E>`] of an event `E`.
@@ -10,16 +10,16 @@ use crate::event::{Envelope, EnvelopeMeta, Event, EventDescriptor};
     note = "the first argument of a handler is the event; everything else comes after it",
     note = "an event is a type with `#[derive(Event, Serialize, Deserialize, JsonSchema)]`"
 )]
-pub trait Input: Sized + Send {
+pub trait Input: Sized {
     /// The event the handler subscribes to.
-    type Event: Event;
+    type Event: DerivedEvent;
 
     /// Whether the handler takes many messages at once.
     const BATCH: bool = false;
 
     /// The event's descriptor, so that generated code names an argument's type for one trait only.
     #[doc(hidden)]
-    const EVENT: &'static EventDescriptor = <Self::Event as Event>::DESCRIPTOR;
+    const EVENT: &'static EventDescriptor = <Self::Event as DerivedEvent>::USE.descriptor;
 
     /// Decodes the invocation's messages.
     ///
@@ -30,26 +30,26 @@ pub trait Input: Sized + Send {
 }
 
 #[diagnostic::do_not_recommend]
-impl<E: Event> Input for E {
+impl<E: DerivedEvent> Input for E {
     type Event = E;
 
     fn take(invocation: &mut Invocation) -> Result<Self> {
         let delivery = invocation.take_single()?;
-        delivery.decode()
+        (E::USE.decode)(&delivery)
     }
 }
 
-impl<E: Event> Input for Envelope<E> {
+impl<E: DerivedEvent> Input for Envelope<E> {
     type Event = E;
 
     fn take(invocation: &mut Invocation) -> Result<Self> {
         let delivery = invocation.take_single()?;
-        let event = delivery.decode()?;
+        let event = (E::USE.decode)(&delivery)?;
         Ok(Envelope::new(delivery.meta.as_ref().clone(), event))
     }
 }
 
-impl<E: Event> Input for Batch<E> {
+impl<E: DerivedEvent> Input for Batch<E> {
     type Event = E;
     const BATCH: bool = true;
 
@@ -59,7 +59,7 @@ impl<E: Event> Input for Batch<E> {
             .into_iter()
             .enumerate()
         {
-            match delivery.decode() {
+            match (E::USE.decode)(&delivery) {
                 Ok(event) => items.push(Envelope::new(delivery.meta.as_ref().clone(), event)),
                 Err(error) => invocation.rejected.push(Rejected { index, error }),
             }
@@ -178,7 +178,7 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    fn decode<E: Event>(&self) -> Result<E> {
+    pub(crate) fn decode<E: Event>(&self) -> Result<E> {
         serde_json::from_str(&self.payload).map_err(|_| {
             // Only a payload that fails pays for finding out where.
             let deserializer = &mut serde_json::Deserializer::from_str(&self.payload);

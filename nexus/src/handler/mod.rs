@@ -6,6 +6,7 @@
 //! - [`Error`] says whether a failed attempt is worth repeating.
 
 mod context;
+mod derived;
 mod error;
 mod input;
 mod outcome;
@@ -13,6 +14,8 @@ mod outcome;
 pub use crate::client::Tx;
 pub use context::{Context, Ctx, FromContext, Requirements, State, Tick};
 pub(crate) use context::{Shared, StateMap};
+#[doc(hidden)]
+pub use derived::{DerivedEvent, Usable, Use};
 pub use error::{Error, Kind, Result, ResultExt};
 pub use input::{Batch, Input, Invocation};
 pub(crate) use input::{Delivery, Rejected};

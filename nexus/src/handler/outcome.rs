@@ -1,5 +1,5 @@
-use super::{Error, Result};
-use crate::event::{Event, Outgoing};
+use super::{DerivedEvent, Error, Result};
+use crate::event::Outgoing;
 
 /// An event to emit when the attempt completes.
 ///
@@ -60,15 +60,15 @@ impl Success for () {
     }
 }
 
-impl<E: Event> Success for Emit<E> {
+impl<E: DerivedEvent> Success for Emit<E> {
     fn into_outcome(self) -> Result<Outcome> {
         Ok(Outcome {
-            emits: vec![Outgoing::new(&self.0, usize::MAX).map_err(Error::permanent)?],
+            emits: vec![(E::USE.outgoing)(&self.0, usize::MAX).map_err(Error::permanent)?],
         })
     }
 }
 
-impl<E: Event> Success for Option<Emit<E>> {
+impl<E: DerivedEvent> Success for Option<Emit<E>> {
     fn into_outcome(self) -> Result<Outcome> {
         self.map_or_else(|| Ok(Outcome::default()), Success::into_outcome)
     }
@@ -80,13 +80,13 @@ impl IntoOutcome for () {
     }
 }
 
-impl<E: Event> IntoOutcome for Emit<E> {
+impl<E: DerivedEvent> IntoOutcome for Emit<E> {
     fn into_outcome(self) -> Result<Outcome> {
         Success::into_outcome(self)
     }
 }
 
-impl<E: Event> IntoOutcome for Option<Emit<E>> {
+impl<E: DerivedEvent> IntoOutcome for Option<Emit<E>> {
     fn into_outcome(self) -> Result<Outcome> {
         Success::into_outcome(self)
     }

@@ -32,24 +32,6 @@ impl CronItem {
     }
 }
 
-/// What `#[derive(Event)]` leaves for `#[cron]`.
-///
-/// Beside [`Event`], which a type with too few derives implements only conditionally: whether the
-/// derive is there has to be clear, or rustc reports what follows from its absence as well.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not an event",
-    label = "`#[cron]` on a type or a constant emits an event",
-    note = "add `#[derive(Event, Serialize, Deserialize, JsonSchema)]` to `{Self}`",
-    note = "to run code by the clock, put `#[cron]` on an `async fn`"
-)]
-#[doc(hidden)]
-pub trait Derived {
-    /// The type itself.
-    type Event;
-
-    fn event(&self) -> &Self::Event;
-}
-
 /// The value of a type that `#[cron]` emits.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no default value, which `#[cron]` would emit",

@@ -9,7 +9,7 @@ mod validate;
 
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
-pub use explicit::{CronItem, Derived, Initial, List};
+pub use explicit::{CronItem, Initial, List};
 pub(crate) use validate::{Parts, known, tick_event_type, validate};
 pub use validate::{Problem, Problems};
 
@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     event::{EncodeError, Event, EventDescriptor, Origin, Outgoing},
-    handler::{Invocation, Outcome, Requirements, Result},
+    handler::{DerivedEvent, Invocation, Outcome, Requirements, Result},
     schedule::Misfire,
 };
 
@@ -111,11 +111,28 @@ impl TaskPayload {
     ///
     /// The event cannot be stored.
     pub fn of<E: Event>(event: &E, limit: usize) -> std::result::Result<Self, EncodeError> {
-        let outgoing = Outgoing::new(event, limit)?;
-        Ok(Self {
+        Outgoing::new(event, limit).map(Self::from)
+    }
+
+    /// The same, of what `#[cron]` stands on.
+    ///
+    /// # Errors
+    ///
+    /// The event cannot be stored.
+    pub fn of_derived<E: DerivedEvent>(
+        event: &E,
+        limit: usize,
+    ) -> std::result::Result<Self, EncodeError> {
+        (E::USE.outgoing)(event, limit).map(Self::from)
+    }
+}
+
+impl From<Outgoing> for TaskPayload {
+    fn from(outgoing: Outgoing) -> Self {
+        Self {
             text: outgoing.payload,
             key: outgoing.key,
-        })
+        }
     }
 }
 

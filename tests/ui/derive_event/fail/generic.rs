@@ -8,3 +8,9 @@ struct Page<T> {
 }
 
 fn main() {}
+
+/// What uses it does not fail as well.
+#[handler]
+async fn show(page: Page<u8>) -> Option<Emit<Page<u8>>> {
+    Some(Emit(page))
+}

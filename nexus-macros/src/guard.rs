@@ -30,6 +30,9 @@ pub(crate) fn task(name: &str, at: Span) -> TokenStream {
 }
 
 fn reserve(name: &str, at: Span) -> TokenStream {
+    if is_in_a_bundle_of_examples(at) {
+        return TokenStream::new();
+    }
     // The whole item has the span: rustc underlines the item, not its name. As that of the constant
     // beside the item, so that rustc tells only once that both are there twice.
     let at = at.resolved_at(Span::call_site());
@@ -42,6 +45,13 @@ fn reserve(name: &str, at: Span) -> TokenStream {
             () => {};
         }
     }
+}
+
+/// rustdoc puts the examples of a crate into one, where they have nothing to do with each other: were a
+/// name reserved there, it would compile each of them alone, which takes many times as long.
+fn is_in_a_bundle_of_examples(at: Span) -> bool {
+    // Outside of a macro, in unit tests, there is no compiler to ask.
+    proc_macro::is_available() && at.unwrap().file().contains("doctest_bundle_")
 }
 
 #[cfg(test)]

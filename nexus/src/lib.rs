@@ -6,45 +6,27 @@
 //! or a dead letter. Scheduled tasks tick once in the cluster. All of it lives in your database, in
 //! schema `core` and in pgmq's queues; the first start creates both.
 //!
-//! ```no_run
-//! use nexus::prelude::*;
+//! - A new reader begins with the steps below, and then picks a page of the [`guide`].
+//! - The reference of the two attributes is at [`derive@Event`] and [`macro@handler`], that of settings at
+//!   [`App`].
+//! - The README says what is promised, and which tests hold it.
 //!
-//! /// A user has signed up.
-//! #[derive(Serialize, Deserialize, JsonSchema, Event)]
-//! #[event(type = "user.created")]
-//! struct UserCreated {
-//!     email: String,
-//! }
-//!
-//! #[handler]
-//! async fn send_welcome(user: UserCreated) -> nexus::Result {
-//!     println!("welcome, {}", user.email);
-//!     Ok(())
-//! }
-//!
-//! #[tokio::main]
-//! async fn main() -> nexus::Result {
-//!     nexus::run(App::discover().name("mailer")).await
-//! }
-//! ```
-//!
-//! Such a program depends on `tokio`, on `serde` (whose derives need it by name), and for statements of
-//! its own on `sqlx`.
+#![doc = include_str!("guide/start.md")]
 //!
 //! # Where to read on
 //!
-//! 1. [`derive@Event`] and [`macro@handler`]: the two attributes, and all that they take.
-//! 2. [`Client`]: how events are emitted, alone, in a transaction, or once per idempotency key.
-//! 3. [`Tx`]: the transaction in which a handler's rows, emits and completion commit together.
-//! 4. [`Error`] and [`ResultExt`]: whether a failed attempt is worth another one.
-//! 5. [`Envelope`], [`Batch`], [`State`], [`Ctx`], [`FromContext`]: what else handlers take.
-//! 6. [`macro@cron`] and [`Tick`]: functions that run by the clock.
-//! 7. [`App`], [`run`], [`start`]: settings, and how an app begins and ends.
-//! 8. [`client::DeadLetter`] and [`Client::redrive`]: what was given up.
-//! 9. `testing` (feature of that name): a database per test, and a clock that moves.
+//! | Page | Answers |
+//! |---|---|
+//! | [events](guide::events) | What is stored, under which name? How is it emitted, and what is refused? |
+//! | [handlers](guide::handlers) | What does a handler take and return, how many run at once, in which group? |
+//! | [transactions](guide::transactions) | What commits together, and what happens only once? |
+//! | [retries](guide::retries) | Is a failed attempt worth another one, and when? What becomes of the rest? |
+//! | [schedules](guide::schedules) | When does a function run by the clock? |
+//! | [testing](guide::testing) | How is all of this tested? |
+//! | [deploying](guide::deploying) | How does it run with many nodes, versions and databases, and what is to be watched? |
 //!
-//! What is promised, and by which tests it is held, stands in the README; the format of messages and
-//! the use from SQL in `docs/envelope.md`, every setting in `docs/configuration.md`.
+//! The format of messages, dead letters and the log, and the use from SQL and other languages, is in
+//! `docs/envelope.md` of the repository; every setting and variable in `docs/configuration.md`.
 //!
 //! # What to know before the first deployment
 //!
@@ -62,12 +44,14 @@
 //! |---|---|
 //! | `macros` (default) | the derive and the attributes |
 //! | `embedded` | without a database URL, start a PostgreSQL that is installed on the machine |
+//! | `download` | where none is installed, download one; includes `embedded`, and brings an HTTP client with TLS |
 //! | `testing` | the test kit; includes `embedded` |
 
 pub mod app;
 pub mod client;
 mod config;
 pub mod event;
+pub mod guide;
 pub mod handler;
 #[doc(hidden)]
 pub mod registry;

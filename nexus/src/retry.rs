@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// How long a message waits after each failed attempt, and how many attempts there are.
+/// How long a message waits after each failed attempt, and how many attempts there are. Default: ten
+/// attempts, waiting 1 s, 2 s, 4 s … up to 10 minutes. See [`App::retry`](crate::App::retry).
 ///
 /// # Examples
 ///
@@ -29,7 +30,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Waits `first` after the first attempt and twice as long each time, up to `max`.
+    /// Waits `first` after the first attempt and twice as long each time, up to `max` (which is `first` if
+    /// it is less). `max_attempts` counts the first attempt and is at least 1.
     #[must_use]
     pub fn exponential(first: Duration, max: Duration, max_attempts: u32) -> Self {
         Self {
@@ -51,7 +53,8 @@ impl RetryPolicy {
         self.max_attempts
     }
 
-    /// How long a message waits once attempt number `attempt` has failed, without the jitter.
+    /// How long a message waits once attempt number `attempt` has failed, without the jitter of ±20 %.
+    /// Attempts count from 1.
     #[must_use]
     pub fn delay_after(&self, attempt: u32) -> Duration {
         let doublings = attempt.saturating_sub(1).min(63);

@@ -1,7 +1,10 @@
 //! What the README and `docs/` show works as printed: the test, and every query; and the tests that
 //! the README names exist.
 
-use nexus::{prelude::*, testing::TestDatabase};
+use nexus::{
+    prelude::*,
+    testing::{TestApp, TestDatabase},
+};
 use nexus_tests::until;
 
 /// Somebody has signed up.
@@ -33,33 +36,37 @@ async fn open_account(user: SignedUp, tx: &mut Tx) -> nexus::Result<Emit<Account
 
 #[tokio::test]
 async fn an_account_is_opened_once() -> nexus::Result {
-    let database = TestDatabase::new().await;
-    let pool = database.pool().await;
+    let app = TestApp::start(App::discover().only(["open_account"])).await;
     sqlx::query("create table accounts (user_id bigint)")
-        .execute(&pool)
+        .execute(app.pool())
         .await?;
 
-    let app = App::discover()
-        .only(["open_account"])
-        .database_url(database.url());
-    let app = nexus::start(app).await?;
     let user = SignedUp {
         user_id: 7,
         email: "ada@example.com".to_owned(),
     };
     app.client().emit(&user).await?;
-    app.idle().await?;
+    app.settled().await;
 
+    assert_eq!(app.only_emitted::<AccountOpened>().await.user_id, 7);
     let accounts: Vec<i64> = sqlx::query_scalar("select user_id from accounts")
-        .fetch_all(&pool)
+        .fetch_all(app.pool())
         .await?;
     assert_eq!(accounts, [7]);
-    app.shutdown().await;
     Ok(())
 }
 
 const README: &str = include_str!("../../README.md");
 const ENVELOPE: &str = include_str!("../../docs/envelope.md");
+const GUIDE: [&str; 7] = [
+    include_str!("../../nexus/src/guide/events.md"),
+    include_str!("../../nexus/src/guide/handlers.md"),
+    include_str!("../../nexus/src/guide/transactions.md"),
+    include_str!("../../nexus/src/guide/retries.md"),
+    include_str!("../../nexus/src/guide/schedules.md"),
+    include_str!("../../nexus/src/guide/testing.md"),
+    include_str!("../../nexus/src/guide/deploying.md"),
+];
 
 #[test]
 fn the_readme_shows_the_items_of_this_file() {
@@ -132,24 +139,28 @@ async fn every_query_runs_and_what_it_emits_is_handled() -> nexus::Result {
         .database_url(database.url());
     let app = nexus::start(app).await?;
 
-    let blocks = [sql_blocks(README), sql_blocks(ENVELOPE)].concat();
-    assert!(blocks.len() >= 4, "{} blocks", blocks.len());
+    let blocks: Vec<&str> = [README, ENVELOPE]
+        .into_iter()
+        .chain(GUIDE)
+        .flat_map(sql_blocks)
+        .collect();
+    assert!(blocks.len() >= 6, "{} blocks", blocks.len());
     for block in blocks {
         let text = sqlx::AssertSqlSafe(block.to_owned());
         if let Err(error) = sqlx::raw_sql(text).execute(&pool).await {
             panic!("{error} in\n{block}");
         }
     }
-    // From SQL, twice, and from a program that knows nothing of nexus, whose message waits in the main
+    // From SQL, three times, and from a program that knows nothing of nexus, whose message waits in the main
     // queue until it is adopted.
-    let opened = until("three accounts are opened", || async {
+    let opened = until("four accounts are opened", || async {
         let opened: Vec<i64> = sqlx::query_scalar("select user_id from accounts order by 1")
             .fetch_all(&pool)
             .await
             .unwrap();
-        (opened.len() == 3).then_some(opened)
+        (opened.len() == 4).then_some(opened)
     });
-    assert_eq!(opened.await, [7, 8, 9]);
+    assert_eq!(opened.await, [7, 8, 9, 17]);
     app.shutdown().await;
     Ok(())
 }

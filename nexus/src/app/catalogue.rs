@@ -18,7 +18,7 @@ use super::{App, describe::TickEffect};
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// use nexus::{app::Catalogue, prelude::*};
 ///
 /// #[derive(Serialize, Deserialize, JsonSchema, Event)]

@@ -17,7 +17,7 @@ use crate::{
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// use nexus::prelude::*;
 ///
 /// #[derive(Serialize, Deserialize, JsonSchema, Event)]

@@ -19,7 +19,8 @@ use crate::{
 
 /// A running app: for embedding it in a larger program, and for tests.
 ///
-/// Dropped without [`shutdown`](Self::shutdown), the node goes on until the runtime ends.
+/// Dropped without [`shutdown`](Self::shutdown), the node goes on until the runtime ends; its messages
+/// then come back when their leases end.
 #[must_use = "dropping the handle leaves the app running; call `shutdown`"]
 pub struct Handle {
     pub(super) running: Running,
@@ -44,7 +45,8 @@ pub struct HandlerStats {
     pub snoozed: u64,
     /// Messages that were given up.
     pub dead_lettered: u64,
-    /// Verdicts that were refused because the lease had been lost.
+    /// Verdicts that were refused because the lease had been lost: another node runs, or has run, the
+    /// message.
     pub lost: u64,
 }
 

@@ -112,25 +112,27 @@ pub enum Scheduler {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The program's handlers or events do not fit together.
+    /// The program's handlers or events do not fit together; the text lists every problem with file and
+    /// line. [`App::validate`] finds them in a test.
     #[error(transparent)]
     Problems(#[from] Problems),
-    /// Variables of the environment have values that cannot be used.
+    /// Variables of the environment have values that cannot be used; the text says what is accepted.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Config(Vec<ConfigError>),
-    /// There is no database to connect to.
+    /// There is no database to connect to: no URL is given, and the feature `embedded` is off.
     #[error(
         "no database: set DATABASE_URL (or CORE_DATABASE_URL) to a PostgreSQL 15 or newer, or turn on the feature `embedded` of nexus to have one started for you"
     )]
     NoDatabase,
-    /// The embedded database could not be started.
+    /// The embedded database could not be started; the source says what to do. Or set `DATABASE_URL`.
     #[cfg(feature = "embedded")]
     #[error("could not start the embedded database")]
     Embedded(#[source] nexus_embedded::Error),
-    /// The database cannot be used.
+    /// The database cannot be used: it is away, or refuses the role.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The schema is not what this build needs and could not be brought there.
+    /// The schema is not what this build needs and could not be brought there; [`MigrateError`] says what
+    /// to do.
     #[error("could not prepare the schema")]
     Schema(#[source] MigrateError),
     /// The embedded database was made by a build in development that had another text of a migration.
@@ -181,7 +183,7 @@ pub enum StartError {
         /// Where it is used.
         namespace: String,
     },
-    /// Two apps declare something of one name differently.
+    /// A live app declares an event type, handler or scheduled task of this name differently.
     #[error("{what} is declared differently by app `{other}` and by app `{this}`: {advice}")]
     Conflict {
         /// The event type, handler or scheduled task.
@@ -257,32 +259,33 @@ impl App {
         self
     }
 
-    /// A name for people, shown beside the node's id.
+    /// A name for people, stored beside the node's id in `core.nodes`. Default none.
     pub fn display_name(mut self, name: impl Into<String>) -> Self {
         self.display_name = Some(name.into());
         self
     }
 
-    /// What the node is for, for people.
+    /// What the node is for, for people; stored in `core.nodes`. Default none.
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.description = Some(description.into());
         self
     }
 
-    /// Anything worth knowing of the node, as a JSON object.
+    /// Anything worth knowing of the node, as a JSON object; stored in `core.nodes`. Default `{}`.
     pub fn metadata(mut self, metadata: Value) -> Self {
         self.metadata = metadata;
         self
     }
 
-    /// A stable id for this process: `CORE_NODE_ID`, default a new one at each start. Starting a
-    /// second process with the same id stops the first.
+    /// A stable id for this process, of 1 to 100 bytes: `CORE_NODE_ID`, default a new one at each start.
+    /// Starting a second process with the same id stops the first.
     pub fn node_id(mut self, id: impl Into<String>) -> Self {
         self.overrides.node_id = Some(id.into());
         self
     }
 
-    /// Registers the value that handlers take as [`State<T>`](crate::State). One per type.
+    /// Registers the value that handlers take as [`State<T>`](crate::State). One per type: a second one
+    /// takes the place of the first.
     pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
         self.states.insert(value);
         self
@@ -356,8 +359,8 @@ impl App {
     }
 
     /// How long a claimed message is ours before another node may claim it; it is extended while
-    /// the node lives. `CORE_VISIBILITY_TIMEOUT_SECONDS`, default 10 s. A node that dies holds its
-    /// messages up for this long.
+    /// the node lives. `CORE_VISIBILITY_TIMEOUT_SECONDS`, from 1 s to 12 h, default 10 s. A node that
+    /// dies holds its messages up for this long. It is no limit for handlers: that is `timeout`.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.overrides.lease = Some(lease);
         self
@@ -369,8 +372,8 @@ impl App {
         self
     }
 
-    /// Longest wait between two polls of an idle queue: `CORE_IDLE_POLL_INTERVAL_MS`, default
-    /// 250 ms. Emits through a [`Client`](crate::Client) are noticed sooner.
+    /// Longest wait between two polls of an idle queue: `CORE_IDLE_POLL_INTERVAL_MS`, from 1 ms to 60 s,
+    /// default 250 ms. Emits through a [`Client`](crate::Client) are noticed sooner.
     pub fn idle_poll(mut self, interval: Duration) -> Self {
         self.overrides.idle_poll = Some(interval);
         self
@@ -398,7 +401,8 @@ impl App {
         self
     }
 
-    /// How long events stay in the log; default 183 days. Whole months are dropped.
+    /// How long events stay in the log; default 183 days. Whole months are dropped, once their last day is
+    /// older than this. Apps of one database share the log: the shortest retention counts.
     pub fn log_retention(mut self, retention: Duration) -> Self {
         self.overrides.retention = Some(retention);
         self

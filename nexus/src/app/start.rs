@@ -17,9 +17,24 @@ use crate::{
 
 /// Starts an app and returns once it is registered and its handlers are at work.
 ///
+/// Sets up no logging, unlike [`run`](super::run()): what nexus logs goes to the program's `tracing`
+/// subscriber, if it has one.
+///
 /// # Errors
 ///
 /// [`StartError`] says what to do. Nothing runs then.
+///
+/// # Examples
+///
+/// ```no_run
+/// # use nexus::prelude::*;
+/// # async fn example() -> nexus::Result {
+/// let app = nexus::start(App::discover().name("billing")).await?;
+/// // … the rest of the program, which emits with `app.client()` …
+/// app.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 pub async fn start(app: App) -> Result<Handle, StartError> {
     app.validate()?;
     let lookup = environment;

@@ -18,7 +18,7 @@ pub struct Database {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The URL cannot be read.
+    /// The URL cannot be read. Mend it: `postgres://user:password@host:port/database`.
     #[error(
         "{source_name} is not a database URL such as postgres://user:password@host:5432/database"
     )]
@@ -28,7 +28,8 @@ pub enum ConnectError {
         /// What is wrong with it.
         source: sqlx::Error,
     },
-    /// No connection could be made.
+    /// No connection could be made: the server is away, or refuses the role, password or database. The
+    /// cause says which.
     #[error("{source_name} is set but {target} is not usable: {cause}")]
     Unusable {
         /// Where the URL came from.
@@ -38,10 +39,10 @@ pub enum ConnectError {
         /// What went wrong.
         cause: sqlx::Error,
     },
-    /// The schema is not what this build needs.
+    /// The schema is not what this build needs; [`MigrateError`] says what to do.
     #[error(transparent)]
     Schema(MigrateError),
-    /// The namespace cannot be used.
+    /// The namespace cannot be used, most often because of its name.
     #[error("could not use namespace `{namespace}`: {cause}")]
     Namespace {
         /// The namespace.
@@ -55,7 +56,8 @@ pub enum ConnectError {
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Database {
-    /// The database at `url`; `source` says where the URL came from (`DATABASE_URL`).
+    /// The database at `url`; `source` says in errors where the URL came from (`DATABASE_URL`). Connects
+    /// to nothing yet.
     ///
     /// # Errors
     ///
@@ -71,11 +73,12 @@ impl Database {
         })
     }
 
-    /// Brings the schema to the newest version. An app does this when it starts.
+    /// Brings the schema to the version of this build. An app does this when it starts; any number of
+    /// processes may do it at once.
     ///
     /// # Errors
     ///
-    /// The schema could not be brought to the version this build needs.
+    /// There is no connection, or the schema could not be brought to the version this build needs.
     pub async fn migrate(&self) -> Result<(), ConnectError> {
         // Asked first and without a pool, which would try again for a while: a server that is away
         // is reported as that, at once.

@@ -7,7 +7,8 @@ use sqlx::PgConnection;
 use super::{Client, EmitError};
 use crate::event::{Delay, EncodeError, Outgoing};
 
-/// An event about to be emitted: set options, then await it for the event's id.
+/// An event about to be emitted: set options, then await it for the event's id. Made by
+/// [`Client::emit`] and [`Client::emit_in`].
 ///
 /// Nothing is sent until it is awaited. Dropped while it is awaited, the event may or may not have
 /// been stored.
@@ -69,7 +70,7 @@ impl<'a> Emission<'a> {
     }
 
     /// Stores the event once per key and namespace within 24 hours: a repetition returns the id of
-    /// the first, another event under the same key is an error.
+    /// the first, another event type or payload under the same key is an error. At most 1,000 bytes.
     ///
     /// The hours count from when the event is due. A repetition moves nothing: a delayed event stays
     /// due when the first emit said. Cancelling the event releases its key.

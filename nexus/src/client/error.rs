@@ -7,10 +7,13 @@ pub enum EmitError {
     /// The event has no form that can be stored; emitting it again cannot succeed.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// No connection could be had; the source says whether the pool is exhausted or the server away.
+    /// No connection could be had within 10 s; the source says whether the pool is exhausted or the
+    /// server away. Emit again later.
     #[error("could not get a connection to emit")]
     Connect(#[source] sqlx::Error),
-    /// The statement failed. In a transaction of yours, that transaction is aborted.
+    /// The statement failed. In a transaction of yours, that transaction is aborted. If the source is a
+    /// lost connection, an event that was emitted outside of a transaction may be stored nevertheless:
+    /// emit it again with the same idempotency key.
     #[error("could not append to the event log")]
     Append {
         /// What went wrong.

@@ -48,8 +48,9 @@ tokio::task_local! {
 
 /// Emits events. Cheap to clone; one for the whole program is enough.
 ///
-/// A running app has one (`Ctx::client`, `App`'s handle); a program that only emits makes one with
-/// [`Client::connect`].
+/// A running app has one ([`Handle::client`](crate::Handle::client), an argument of handlers,
+/// [`Ctx::client`](crate::Ctx::client)); a program that only emits makes one with [`Client::connect`]. It
+/// works in one namespace. The guide says [what to emit how](crate::guide::events#emitting).
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -100,11 +101,24 @@ impl Client {
     /// A client for a program that only emits, in `namespace`, which is created if it is new.
     ///
     /// The schema must be there: start an app first, or call
-    /// [`Database::migrate`](Database::migrate).
+    /// [`Database::migrate`](Database::migrate). Opens up to four connections, and one to wake workers.
+    /// Payloads may have up to 1 MiB.
     ///
     /// # Errors
     ///
-    /// The database cannot be used, or the namespace cannot name a queue.
+    /// The database cannot be used, its schema is older or newer than this build needs, or the
+    /// namespace cannot name a queue.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use nexus::{Client, Database};
+    /// # async fn example() -> nexus::Result {
+    /// let database = Database::from_url("postgres://shop@localhost/shop", "the command line")?;
+    /// let client = Client::connect(&database, "shop").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn connect(database: &Database, namespace: &str) -> Result<Self, ConnectError> {
         let pool = database.pool(4).await?;
         let mut connection = pool
@@ -161,7 +175,9 @@ impl Client {
         &self.inner.namespace
     }
 
-    /// The pool of connections, for statements of your own.
+    /// The pool of connections, for statements of your own: [`App::pool_size`](crate::App::pool_size)
+    /// of them, or four after [`connect`](Self::connect). Emits and handlers' transactions share it. In
+    /// a handler it is another connection than its `&mut Tx`.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.inner.pool
@@ -171,7 +187,8 @@ impl Client {
         &self.inner.bell
     }
 
-    /// Emits an event in a transaction of its own; await it for the event's id.
+    /// Emits an event in a transaction of its own; await it for the event's id, or set
+    /// [options](Emission) first. Wakes the workers. Awaiting it fails with an [`EmitError`].
     ///
     /// # Examples
     ///
@@ -194,6 +211,7 @@ impl Client {
     ///
     /// Nobody is woken after your commit, which nexus does not see: workers find the event by
     /// polling, within the poll interval (250 ms at most by default). [`begin`](Self::begin) wakes.
+    /// Awaiting it fails with an [`EmitError`]; one that the server reports aborts your transaction.
     ///
     /// # Examples
     ///
@@ -217,8 +235,9 @@ impl Client {
         Emission::new(self, Some(connection), self.outgoing(event))
     }
 
-    /// Emits several events in one transaction; await it for their ids, in order. After an error none
-    /// of them was stored.
+    /// Emits several events in one transaction; await it for their ids, in order. Any number: they are
+    /// sent in statements of up to 1,000 events and 8 MiB. After an error none of them was stored, unless
+    /// its source is a lost connection: then all may be.
     pub fn emit_all<'a, E: Event>(&self, events: impl IntoIterator<Item = &'a E>) -> Emissions<'_> {
         let outgoing = events
             .into_iter()
@@ -227,11 +246,27 @@ impl Client {
         Emissions::new(self, outgoing)
     }
 
-    /// Begins a transaction for your statements and emits. Its commit wakes the workers.
+    /// Begins a transaction for your statements and emits. Its commit wakes the workers; dropped without
+    /// one it rolls back.
     ///
     /// # Errors
     ///
-    /// No connection could be had.
+    /// No connection could be had within 10 s.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use nexus::prelude::*;
+    /// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+    /// # struct UserCreated { user_id: u64 }
+    /// # async fn example(client: &Client) -> nexus::Result {
+    /// let mut tx = client.begin().await?;
+    /// sqlx::query("insert into users (id) values (7)").execute(&mut *tx).await?;
+    /// tx.emit(&UserCreated { user_id: 7 })?;
+    /// tx.commit().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn begin(&self) -> sqlx::Result<Tx> {
         let connection = self.inner.pool.acquire().await?;
         Tx::begin(self, connection, "").await

@@ -13,10 +13,10 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperateError {
-    /// The group's name cannot be one.
+    /// The group's name cannot be one; the text says what is accepted.
     #[error(transparent)]
     Name(#[from] crate::event::InvalidName),
-    /// No app of this namespace has such a group.
+    /// No app of this namespace has such a group. The group of handlers that name none is the app's name.
     #[error("namespace `{namespace}` has no group `{group}`")]
     UnknownGroup {
         /// The namespace.
@@ -100,7 +100,8 @@ pub(super) fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Operate
 }
 
 impl Client {
-    /// The newest dead letters of a group, at most `limit`.
+    /// The newest dead letters of a group, at most `limit`, newest first. They stay where they are. The
+    /// group of handlers that name none is the app's name.
     ///
     /// # Errors
     ///

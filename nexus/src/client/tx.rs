@@ -29,6 +29,25 @@ use crate::event::{EncodeError, Event, Outgoing};
 ///
 /// Dropped without a commit (the handler timed out, its lease was lost) its connection is closed,
 /// which makes the server roll back and stop a statement that still runs.
+///
+/// # Examples
+///
+/// ```
+/// # use nexus::prelude::*;
+/// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// # struct UserCreated { user_id: i64 }
+/// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// # struct AccountOpened { user_id: i64 }
+/// #[handler]
+/// async fn open_account(user: UserCreated, tx: &mut Tx) -> nexus::Result {
+///     sqlx::query("insert into accounts (user_id) values ($1)")
+///         .bind(user.user_id)
+///         .execute(&mut **tx)
+///         .await?;
+///     tx.emit(&AccountOpened { user_id: user.user_id })?;
+///     Ok(()) // row, event and completion commit together
+/// }
+/// ```
 pub struct Tx {
     connection: Option<PoolConnection<Postgres>>,
     client: Client,
@@ -117,7 +136,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Stores the emitted events and commits.
+    /// Stores the emitted events, commits, and wakes the workers.
     ///
     /// # Errors
     ///

@@ -137,19 +137,19 @@ impl EnvelopeMeta {
         self.body.correlation_id.as_deref()
     }
 
-    /// The id of the event whose handler emitted this one.
+    /// The id of the event whose handler emitted this one; `None` for what no handler emitted.
     #[must_use]
     pub fn causation_id(&self) -> Option<&str> {
         self.body.causation_id.as_deref()
     }
 
-    /// The scheduled task that emitted it, for ticks.
+    /// The id of the scheduled task that emitted it, for ticks.
     #[must_use]
     pub fn scheduled_task_id(&self) -> Option<Uuid> {
         self.body.scheduled_task_id
     }
 
-    /// The moment a tick was due.
+    /// The moment a tick was due; `None` for other events.
     #[must_use]
     pub fn due_at(&self) -> Option<Timestamp> {
         self.body.due_at

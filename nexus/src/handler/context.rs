@@ -49,7 +49,8 @@ pub trait FromContext: Sized + Send {
     }
 }
 
-/// What is known while a handler runs.
+/// What is known while a handler runs; what [`FromContext`] makes arguments from. Other arguments can be
+/// made of it in turn: `Ctx::from_context(context)`.
 #[derive(Clone)]
 pub struct Context {
     pub(crate) shared: Arc<Shared>,
@@ -75,8 +76,26 @@ pub(crate) struct Shared {
 
 /// A value that the app holds once and all handlers share.
 ///
-/// Register it with `App::state`; a handler that takes a state nobody registered is a start-up
-/// error. It derefs to the value.
+/// Register it with [`App::state`](crate::App::state); a handler that takes a state nobody registered is a
+/// start-up error. It derefs to the value. What changes needs a lock or an atomic inside.
+///
+/// # Examples
+///
+/// ```
+/// # use nexus::prelude::*;
+/// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// # struct UserCreated { email: String }
+/// struct Mailer {
+///     sender: String,
+/// }
+///
+/// #[handler]
+/// async fn send_welcome(user: UserCreated, mailer: State<Mailer>) {
+///     println!("{} writes to {}", mailer.sender, user.email);
+/// }
+///
+/// let app = App::discover().state(Mailer { sender: "shop@example.com".to_owned() });
+/// ```
 pub struct State<T> {
     value: Arc<T>,
 }
@@ -116,7 +135,22 @@ impl<T: Send + Sync + 'static> FromContext for State<T> {
     }
 }
 
-/// The attempt itself: which delivery, which attempt, and the client of the app.
+/// The attempt itself: which delivery, which attempt, the client of the app, and whether to stop.
+///
+/// # Examples
+///
+/// ```
+/// # use nexus::prelude::*;
+/// # #[derive(Serialize, Deserialize, JsonSchema, Event)]
+/// # struct UserCreated { email: String }
+/// #[handler(max_attempts = 3)]
+/// async fn send_welcome(user: UserCreated, ctx: Ctx) -> nexus::Result {
+///     if ctx.is_last_attempt() {
+///         println!("attempt {} for {} is the last", ctx.attempt(), user.email);
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Ctx {
     context: Context,
@@ -171,7 +205,18 @@ impl FromContext for Client {
     }
 }
 
-/// The moment a `#[cron]` function runs for.
+/// The moment a [`#[cron]`](macro@crate::cron) function runs for.
+///
+/// # Examples
+///
+/// ```
+/// # use nexus::prelude::*;
+/// #[cron("@daily", tz = "Europe/Berlin")]
+/// async fn close_day(tick: Tick) {
+///     // The day that was due, also if the function runs late or once more.
+///     println!("the day until {}", tick.due_at());
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Tick {
     due_at: Timestamp,
@@ -179,13 +224,13 @@ pub struct Tick {
 }
 
 impl Tick {
-    /// The moment the tick was due, which is at or before now.
+    /// The moment the tick was due, which is at or before now. The same in every attempt.
     #[must_use]
     pub fn due_at(&self) -> Timestamp {
         self.due_at
     }
 
-    /// The scheduled task.
+    /// The id of the scheduled task, in `core.scheduled_tasks`; it stays the same across builds.
     #[must_use]
     pub fn task_id(&self) -> Uuid {
         self.task_id
@@ -209,7 +254,8 @@ impl FromContext for Tick {
     }
 }
 
-/// What handlers need to be there when the app starts.
+/// What handlers need to be there when the app starts; a [`FromContext`] of yours that reads a state adds
+/// that state here.
 #[derive(Debug)]
 pub struct Requirements {
     pub(crate) states: Vec<(TypeId, &'static str)>,

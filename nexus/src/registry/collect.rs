@@ -29,7 +29,7 @@ pub static TASKS: [&'static TaskDescriptor];
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// # extern crate serde as billing;
 /// # extern crate serde_json as shipping;
 /// nexus::link!(billing, shipping);

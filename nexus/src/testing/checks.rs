@@ -19,7 +19,7 @@ const VARIABLE: &str = "NEXUS_CATALOGUE";
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// use nexus::prelude::*;
 ///
 /// nexus::testing::assert_valid(&App::discover());

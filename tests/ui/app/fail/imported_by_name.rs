@@ -1,7 +1,7 @@
 #![allow(unused)]
 
 use nexus::prelude::*;
-use nexus_tests_elsewhere::{pack, sweep_elsewhere};
+use nexus_test_elsewhere::{pack, sweep_elsewhere};
 
 fn main() {
     let app = nexus::app! {

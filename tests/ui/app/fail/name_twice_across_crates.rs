@@ -14,7 +14,7 @@ async fn sample_order() {}
 
 fn main() {
     let app = nexus::app! {
-        handlers: [pack, nexus_tests_elsewhere::pack],
-        crons: [sample_order, nexus_tests_elsewhere::OrderPlaced],
+        handlers: [pack, nexus_test_elsewhere::pack],
+        crons: [sample_order, nexus_test_elsewhere::OrderPlaced],
     };
 }

@@ -52,14 +52,14 @@ fn an_app_has_what_is_listed() {
 #[test]
 fn what_is_in_another_crate_can_be_listed() {
     mod reexported {
-        pub(super) use nexus_tests_elsewhere::*;
+        pub(super) use nexus_test_elsewhere::*;
     }
 
     let app = nexus::app! {
-        handlers: [nexus_tests_elsewhere::pack, on_tick],
+        handlers: [nexus_test_elsewhere::pack, on_tick],
         crons: [
-            ::nexus_tests_elsewhere::sweep_elsewhere,
-            nexus_tests_elsewhere::OrderPlaced,
+            ::nexus_test_elsewhere::sweep_elsewhere,
+            nexus_test_elsewhere::OrderPlaced,
             reexported::TEST_ORDER,
         ],
         events: [reexported::OrderPlaced],

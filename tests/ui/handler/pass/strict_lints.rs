@@ -100,7 +100,7 @@ pub enum Order {
     timeout = "30s"
 )]
 pub async fn greet_strictly(event: UserCreated, tx: &mut Tx) -> nexus::Result<Emit<Order>> {
-    let _ = tx.emit(&event)?;
+    tx.emit(&event).map(drop)?;
     Ok(Emit(Order::Placed { id: event.user_id }))
 }
 

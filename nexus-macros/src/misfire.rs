@@ -14,8 +14,8 @@ pub(crate) enum Misfire {
     FireAll { cap: u32 },
 }
 
-/// Caps are stored as Postgres `integer`.
-const LARGEST_CAP: u32 = i32::MAX.cast_unsigned();
+/// What one transaction fires at most; `core.scheduled_tasks` has the same limit.
+const LARGEST_CAP: u32 = 1_000;
 
 /// What other schedulers call it.
 const SYNONYMS: [(&str, &str); 7] = [

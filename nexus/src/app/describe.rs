@@ -443,7 +443,7 @@ impl fmt::Display for Description {
         writeln!(f, "app {}", self.app)?;
         section(
             f,
-            "handlers",
+            "handler",
             &[
                 "handler",
                 "takes",
@@ -459,7 +459,7 @@ impl fmt::Display for Description {
         )?;
         section(
             f,
-            "event types",
+            "event type",
             &["event type", "", "declared by"],
             self.events
                 .iter()
@@ -467,7 +467,7 @@ impl fmt::Display for Description {
         )?;
         section(
             f,
-            "scheduled tasks",
+            "scheduled task",
             &["task", "when", "what", "misfire", "", "declared by"],
             self.schedules
                 .iter()
@@ -488,7 +488,9 @@ fn section<'a>(
         cells.push(source.to_string());
         cells
     }));
-    writeln!(f, "\n{} {what}", table.len() - 1)?;
+    let count = table.len() - 1;
+    let plural = if count == 1 { "" } else { "s" };
+    writeln!(f, "\n{count} {what}{plural}")?;
     if table.len() == 1 {
         return Ok(());
     }

@@ -34,7 +34,11 @@ pub(crate) mod pg_cron;
 use std::time::Duration;
 
 use calendar::Calendar;
-use croner::parser::{CronParser, Seconds, Year};
+use croner::{
+    Cron,
+    errors::CronError,
+    parser::{CronParser, Seconds, Year},
+};
 use jiff::{Timestamp, tz::TimeZone};
 
 /// What becomes of due times that no node was there to fire.
@@ -89,12 +93,7 @@ impl Schedule {
             expression: expression.to_owned(),
             reason,
         };
-        let cron = CronParser::builder()
-            .seconds(Seconds::Optional)
-            .year(Year::Disallowed)
-            .build()
-            .parse(expression)
-            .map_err(|error| invalid(error.to_string()))?;
+        let cron = read(expression).map_err(|error| invalid(what_is_wrong(expression, &error)))?;
         if names_two_last_days(expression) {
             return Err(invalid("write `L` or `LW`, not both".to_owned()));
         }
@@ -127,6 +126,44 @@ impl Schedule {
     }
 }
 
+fn read(expression: &str) -> Result<Cron, CronError> {
+    CronParser::builder()
+        .seconds(Seconds::Optional)
+        .year(Year::Disallowed)
+        .build()
+        .parse(expression)
+}
+
+/// Which field `croner` means, whose errors do not say: each is read alone.
+fn what_is_wrong(expression: &str, error: &CronError) -> String {
+    const FIELDS: [&str; 6] = [
+        "second (0-59)",
+        "minute (0-59)",
+        "hour (0-23)",
+        "day of the month (1-31)",
+        "month (1-12 or JAN-DEC)",
+        "day of the week (0-7 or SUN-SAT)",
+    ];
+    let found: Vec<&str> = expression.split_whitespace().collect();
+    let fields = match found.len() {
+        5 => &FIELDS[1..],
+        6 => &FIELDS[..],
+        count => {
+            return format!(
+                "it has {count} fields; write five, six with seconds first, or a name such as `@hourly`"
+            );
+        }
+    };
+    for (position, (text, field)) in found.iter().zip(fields).enumerate() {
+        let mut alone = vec!["*"; found.len()];
+        alone[position] = text;
+        if read(&alone.join(" ")).is_err() {
+            return format!("`{text}` is no {field}");
+        }
+    }
+    error.to_string()
+}
+
 /// Whether both the last day and the last working day are named; `croner` forgets the first of them.
 fn names_two_last_days(expression: &str) -> bool {
     let expression = expression.to_uppercase();
@@ -140,6 +177,29 @@ mod tests {
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn says_which_field_is_wrong() {
+        let reason = |expression: &str| {
+            let error = Schedule::parse(expression, None).unwrap_err();
+            error.to_string()
+        };
+        assert_eq!(
+            reason("61 * * * *"),
+            "cron expression `61 * * * *` is not valid: `61` is no minute (0-59)"
+        );
+        assert_eq!(
+            reason("0 0 9 * * MOO"),
+            "cron expression `0 0 9 * * MOO` is not valid: `MOO` is no day of the week (0-7 or SUN-SAT)"
+        );
+        for few in ["* * *", "@dayly", ""] {
+            assert!(
+                reason(few).contains("fields; write five"),
+                "{}",
+                reason(few)
+            );
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ async fn cleanup2() {}
 #[cron("@daily", misfire = "fire_all(many)")]
 async fn cleanup3() {}
 
-#[cron("@daily", misfire = "fire_all(3000000000)")]
+#[cron("@daily", misfire = "fire_all(5000)")]
 async fn cleanup4() {}
 
 #[cron("@daily", misfire = "skip(3)")]

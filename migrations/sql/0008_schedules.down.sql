@@ -91,7 +91,10 @@ drop index core.scheduled_tasks_due;
 create index scheduled_tasks_due on core.scheduled_tasks (namespace, next_run_at) where active;
 
 alter table core.scheduled_tasks
+    drop constraint finite,
+    drop constraint event_type_fits,
     drop column due_after,
+    drop column put_off_until,
     drop column last_error,
     drop column removed_at,
     drop column paused_at,

@@ -21,8 +21,13 @@ alter table core.scheduled_tasks
     add column removed_at timestamptz,
     -- Why a node made the task inactive.
     add column last_error text,
+    -- Not fired before then, because its event could not be emitted; last_error says why.
+    add column put_off_until timestamptz,
     -- No due time up to here counts: when the task was made, changed, or made active again.
     add column due_after timestamptz not null default core.now(),
+    -- One row that cannot be read, or not be emitted, would hold up the others.
+    add constraint finite check (isfinite(next_run_at) and isfinite(due_after) and isfinite(put_off_until)),
+    add constraint event_type_fits check (octet_length(event_type) between 1 and 100),
     -- Each run writes next_run_at, so that rows move often.
     set (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
          autovacuum_vacuum_cost_delay = 0);

@@ -13,7 +13,7 @@ create table core.delayed_emits (
     namespace text not null,
     event_type text not null,
     payload jsonb not null,
-    due_at timestamptz not null,
+    due_at timestamptz not null check (isfinite(due_at)),
     requested_at timestamptz not null default core.now(),
     producer_node_id text not null,
     -- As the log will have it: trace context, and what the emitter gave.
@@ -25,7 +25,7 @@ create table core.delayed_emits (
     -- The key that it holds in core.idempotency_keys, which cancelling releases.
     idempotency_key text,
     -- When a node takes it up: when it is due, and later if that failed.
-    next_try_at timestamptz not null,
+    next_try_at timestamptz not null check (isfinite(next_try_at)),
     failures integer not null default 0,
     -- Why the last try failed.
     error text

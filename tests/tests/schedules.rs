@@ -931,3 +931,127 @@ async fn a_transaction_that_fails_while_it_fires_loses_and_doubles_nothing() {
     assert_eq!(attempts, 4);
     node.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_task_whose_event_cannot_be_emitted_holds_up_no_other() {
+    let database = TestDatabase::new().await;
+    let client = client(&database).await;
+    sqlx::raw_sql(
+        "create function refuse() returns trigger language plpgsql as
+             $$ begin if new.event_type = 'refused' then raise 'refused'; end if; return new; end $$;
+         create trigger refuses before insert on core.event_log
+             for each row execute function refuse()",
+    )
+    .execute(client.pool())
+    .await
+    .unwrap();
+    for name in ["refused", "welcome"] {
+        client
+            .schedule_json(name, "* * * * * *", name, &json!({}))
+            .misfire(Misfire::FireAll { cap: 100 })
+            .await
+            .unwrap();
+    }
+    let node = nexus::start(app(&database, &["every_hour"], &no_saw()))
+        .await
+        .unwrap();
+    until("the other task ticks", || async {
+        (fired(&client, "welcome").await.len() > 2).then_some(())
+    })
+    .await;
+    let refused = task(&client, "refused").await;
+    assert!(refused.is_active);
+    let error = refused.last_error.unwrap();
+    assert!(error.contains("refused"), "{error}");
+    assert_eq!(fired(&client, "refused").await, []);
+
+    sqlx::query("drop trigger refuses on core.event_log")
+        .execute(client.pool())
+        .await
+        .unwrap();
+    database.advance(Duration::from_secs(61)).await;
+    until(
+        "it ticks, also for the time that it was put off",
+        || async {
+            let first = fired(&client, "refused").await.first().copied()?;
+            (first == refused.next_run_at.unwrap()).then_some(())
+        },
+    )
+    .await;
+    assert_eq!(task(&client, "refused").await.last_error, None);
+    within("the node stops", node.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_time_that_never_comes_is_refused() {
+    let database = TestDatabase::new().await;
+    let client = client(&database).await;
+    client
+        .schedule("tills", "0 9 * * *", &books("north"))
+        .await
+        .unwrap();
+    for column in ["next_run_at", "due_after", "put_off_until"] {
+        let statement = format!("update core.scheduled_tasks set {column} = '-infinity'");
+        let refused = sqlx::query(sqlx::AssertSqlSafe(statement))
+            .execute(client.pool())
+            .await
+            .unwrap_err();
+        assert!(refused.to_string().contains("finite"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn tasks_go_on_after_a_clock_that_was_ahead_is_set_back() {
+    let database = TestDatabase::new().await;
+    let client = client(&database).await;
+    let node = nexus::start(app(&database, &["every_hour"], &no_saw()))
+        .await
+        .unwrap();
+    database.advance(Duration::from_hours(24 * 40)).await;
+    until("it ticks", || async {
+        (!fired(&client, "every_hour").await.is_empty()).then_some(())
+    })
+    .await;
+    caught_up(&client, "every_hour").await;
+    within("the node stops", node.shutdown()).await;
+    sqlx::query("update core.test_clock set shift = shift - interval '40 days'")
+        .execute(client.pool())
+        .await
+        .unwrap();
+    let node = nexus::start(app(&database, &["every_hour"], &no_saw()))
+        .await
+        .unwrap();
+    let next = next_run(&client, "every_hour").await;
+    let latest = now(client.pool()).await + minutes(60);
+    assert!(next <= latest, "{next} is after {latest}");
+    within("the node stops", node.shutdown()).await;
+}
+
+/// As the node above, for one that goes on running.
+#[tokio::test]
+async fn a_node_computes_anew_what_a_clock_that_was_ahead_has_put_off() {
+    let database = TestDatabase::new().await;
+    let client = client(&database).await;
+    client
+        .schedule("tills", "0 * * * *", &books("north"))
+        .await
+        .unwrap();
+    sqlx::query(
+        "update core.scheduled_tasks
+         set last_run_at = core.now() + interval '40 days', next_run_at = core.now() + interval '40 days'",
+    )
+    .execute(client.pool())
+    .await
+    .unwrap();
+    // Looks after such things when it starts, and each minute.
+    let node = nexus::start(app(&database, &["every_ten_minutes"], &no_saw()))
+        .await
+        .unwrap();
+    until("the next run is near", || async {
+        let next = task(&client, "tills").await.next_run_at?;
+        (next <= now(client.pool()).await + minutes(60)).then_some(())
+    })
+    .await;
+    assert_eq!(fired(&client, "tills").await, []);
+    within("the node stops", node.shutdown()).await;
+}

@@ -8,7 +8,7 @@ use std::{
 use sqlx::{Connection, PgConnection};
 
 use super::{Node, scheduler};
-use crate::store::{self, maintenance, pg_cron, subscriptions};
+use crate::store::{self, maintenance, pg_cron, scheduled_tasks, subscriptions};
 
 /// New subscriptions are settled, and `pg_cron`, partitions and expired rows looked after, this often.
 const EVERY: Duration = Duration::from_secs(2);
@@ -46,6 +46,12 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
                 "dropped a partition of the event log, its retention has passed"
             );
         }
+        for name in scheduled_tasks::reschedule_the_future(&mut connection, namespace).await? {
+            tracing::warn!(
+                task = name,
+                "the clock was set back since a scheduled task ran, its next run is computed again"
+            );
+        }
     }
     if !node.defines_app.load(Ordering::Relaxed) && define_app(node, &mut connection).await? {
         node.defines_app.store(true, Ordering::Relaxed);
@@ -57,7 +63,9 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
     if node.declaration.uses_pg_cron() {
         sync_jobs(node, &mut connection).await?;
     }
-    scheduler::fire_overdue(node, &mut connection).await?;
+    if let Err(error) = scheduler::fire_overdue(node, &mut connection).await {
+        tracing::warn!(%error, "could not fire what pg_cron has left, trying again");
+    }
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
         node.client.bell().ring_all_here();
     }

@@ -55,7 +55,7 @@ async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
     let namespace = &node.row.namespace;
     let mut connection = node.connection().await?;
     let emitted = match delayed_emits::emit_due(&mut connection, namespace, most, false).await {
-        Err(error) if !is_passing(&error) => {
+        Err(error) if !store::is_passing(&error) => {
             tracing::warn!(%error, "could not emit delayed events together, emitting them in parts");
             match store::classify(&error) {
                 Failure::MissingTable => node.restore_queues(&error).await,
@@ -92,12 +92,4 @@ async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
         Some(next_in) => next_in.clamp(Duration::from_millis(1), NOTICED_WITHIN),
         None => NOTICED_WITHIN,
     })
-}
-
-/// Whether it is nobody's event that is to blame.
-fn is_passing(error: &sqlx::Error) -> bool {
-    matches!(
-        store::classify(error),
-        Failure::Transient | Failure::Cancelled
-    )
 }

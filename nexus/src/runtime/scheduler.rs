@@ -15,7 +15,7 @@ use super::{
 use crate::{
     schedule::{Schedule, misfire},
     store::{
-        self, Failure, pg_cron,
+        self, Failure, maintenance, pg_cron,
         scheduled_tasks::{self, Due},
     },
 };
@@ -76,27 +76,61 @@ impl Round {
 }
 
 async fn round(node: &Node) -> Round {
-    let fired = tokio::time::timeout(PATIENCE, fire_due(node)).await;
-    match fired.unwrap_or_else(|_| Err(store::no_answer())) {
+    let error = match limited(fire_due(node, Together::All)).await {
+        Ok(round) => return round,
+        Err(error) => error,
+    };
+    if store::is_passing(&error) {
+        tracing::warn!(%error, "could not fire scheduled tasks, trying again");
+        return Round::NONE;
+    }
+    tracing::warn!(%error, "could not fire scheduled tasks together, firing each apart");
+    let mended = async {
+        match store::classify(&error) {
+            Failure::MissingTable => node.restore_queues(&error).await,
+            Failure::MissingPartition => {
+                let mut connection = node.connection().await?;
+                maintenance::ensure_partitions(&mut connection).await?;
+                connection.give_back();
+            }
+            _ => {}
+        }
+        fire_due(node, Together::Apart).await
+    };
+    match limited(mended).await {
         Ok(round) => round,
         Err(error) => {
-            if store::classify(&error) == Failure::MissingTable {
-                node.restore_queues(&error).await;
-            }
             tracing::warn!(%error, "could not fire scheduled tasks, trying again");
             Round::NONE
         }
     }
 }
 
+async fn limited<T>(work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let done = tokio::time::timeout(PATIENCE, work).await;
+    done.unwrap_or_else(|_| Err(store::no_answer()))
+}
+
+/// How tasks are fired that are due in one transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Together {
+    /// By one statement.
+    All,
+    /// One by one: a task whose event cannot be emitted holds up no other.
+    Apart,
+}
+
 /// Fires what is due.
-async fn fire_due(node: &Node) -> sqlx::Result<Round> {
+async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
     let namespace = &node.row.namespace;
     let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
     let due = scheduled_tasks::lock_due(&mut tx, namespace, MOST_TASKS).await?;
     if !due.is_empty() {
-        let (queues, fired) = fire(&mut tx, namespace, &due).await?;
+        let (queues, fired) = match together {
+            Together::All => fire(&mut tx, namespace, &due).await?,
+            Together::Apart => fire_apart(&mut tx, namespace, &due).await?,
+        };
         let is_of = |name: &str| {
             due.iter()
                 .any(|task| task.name == name && fired.contains(&task.task_id))
@@ -142,7 +176,7 @@ pub(super) async fn fire_overdue(node: &Node, connection: &mut PgConnection) -> 
     let queues = if overdue.is_empty() {
         Vec::new()
     } else {
-        fire(&mut tx, namespace, &overdue).await?.0
+        fire_apart(&mut tx, namespace, &overdue).await?.0
     };
     tx.commit().await?;
     node.client.wake(queues);
@@ -157,6 +191,35 @@ pub(super) async fn fire_overdue(node: &Node, connection: &mut PgConnection) -> 
         }
     }
     Ok(())
+}
+
+/// As [`fire`], but puts tasks off whose events cannot be emitted.
+async fn fire_apart(
+    tx: &mut PgConnection,
+    namespace: &str,
+    due: &[Due],
+) -> sqlx::Result<(Vec<String>, HashSet<Uuid>)> {
+    let (mut queues, mut fired) = (Vec::new(), HashSet::new());
+    for task in due {
+        let mut savepoint = tx.begin().await?;
+        match fire(&mut savepoint, namespace, std::slice::from_ref(task)).await {
+            Ok((its_queues, its_task)) => {
+                savepoint.commit().await?;
+                queues.extend(its_queues);
+                fired.extend(its_task);
+            }
+            Err(error) if store::is_passing(&error) => return Err(error),
+            Err(error) => {
+                savepoint.rollback().await?;
+                tracing::error!(
+                    task = task.name, %error,
+                    "could not emit the event of a scheduled task, trying again in a minute"
+                );
+                scheduled_tasks::put_off(tx, task.task_id, &error.to_string()).await?;
+            }
+        }
+    }
+    Ok((queues, fired))
 }
 
 /// Fires the ticks of locked tasks and returns the queues that got messages, and the tasks that ticked.

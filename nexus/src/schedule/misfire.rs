@@ -58,6 +58,8 @@ pub(crate) fn firing(
     now: Timestamp,
     limit: usize,
 ) -> Firing {
+    // A node that looks a moment late has missed nothing.
+    let grace = grace.max(SignedDuration::from_secs(1));
     let missed_before = now.checked_sub(grace).unwrap_or(Timestamp::MIN);
     let mut next = if at < missed_before {
         first_kept(schedule, misfire, at, missed_before)
@@ -159,7 +161,7 @@ mod tests {
     ) -> (Vec<Timestamp>, Vec<Timestamp>) {
         let missed = all
             .iter()
-            .filter(|&&due| now.duration_since(due) > grace)
+            .filter(|&&due| now.duration_since(due) > grace.max(SignedDuration::from_secs(1)))
             .count();
         let cap = match misfire {
             Misfire::Skip => 0,

@@ -43,7 +43,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 /// What becomes of due times that no node was there to fire.
 ///
-/// A due time counts as missed once it is later than the task's grace (default 60 s); until then it
+/// A due time counts as missed once it is later than the task's grace (default 60 s, at least 1 s); until then it
 /// is fired for its own time, whatever the policy. What a policy fires carries its own due time
 /// ([`Tick::due_at`](crate::Tick::due_at)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

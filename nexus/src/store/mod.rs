@@ -77,6 +77,11 @@ pub(crate) enum Failure {
     Final,
 }
 
+/// Whether nothing that was stored or sent is to blame, so that the same may do at the next try.
+pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
+    matches!(classify(error), Failure::Transient | Failure::Cancelled)
+}
+
 pub(crate) fn classify(error: &sqlx::Error) -> Failure {
     let code = match error {
         sqlx::Error::Database(error) => error.code(),

@@ -75,6 +75,9 @@ pub(crate) async fn declare(
     Ok(taken_over)
 }
 
+/// What Postgres can still subtract from a time.
+const LONGEST_GRACE: Duration = Duration::from_hours(24 * 3_650);
+
 /// Adds and changes tasks of an app, or of nobody; those of nobody do not take over what an app
 /// declares.
 ///
@@ -105,15 +108,17 @@ pub(crate) async fn store(
                  event_key = excluded.event_key, misfire_policy = excluded.misfire_policy,
                  misfire_cap = excluded.misfire_cap, grace_ms = excluded.grace_ms,
                  active = t.active or t.removed_at is not null or t.last_error is not null,
-                 removed_at = null, last_error = null, updated_at = core.now(),
+                 removed_at = null, last_error = null, put_off_until = null, updated_at = core.now(),
                  next_run_at = case
                      when t.active and (t.cron_expression, t.timezone)
                          is not distinct from (excluded.cron_expression, excluded.timezone)
-                     then t.next_run_at else excluded.next_run_at end
+                     -- Later is only what was computed by a clock that was ahead.
+                     then least(t.next_run_at, excluded.next_run_at) else excluded.next_run_at end
              where (excluded.app is not null or t.app is null or t.removed_at is not null)
                and (t.app, t.cron_expression, t.timezone, t.event_type, t.event_version, t.payload,
                     t.event_key, t.misfire_policy, t.misfire_cap, t.grace_ms,
-                    t.removed_at is not null or t.last_error is not null)
+                    t.removed_at is not null or t.last_error is not null
+                        or t.next_run_at > excluded.next_run_at)
                  is distinct from
                    (excluded.app, excluded.cron_expression, excluded.timezone, excluded.event_type,
                     excluded.event_version, excluded.payload, excluded.event_key,
@@ -133,7 +138,7 @@ pub(crate) async fn store(
     .bind(column(tasks, |task| policy(task.misfire).0))
     .bind(column(tasks, |task| policy(task.misfire).1))
     .bind(column(tasks, |task| {
-        i64::try_from(task.grace.as_millis()).unwrap_or(i64::MAX)
+        i64::try_from(task.grace.min(LONGEST_GRACE).as_millis()).unwrap_or(i64::MAX)
     }))
     .bind(column(tasks, |task| task.next_run_at.as_microsecond()))
     .execute(connection)
@@ -189,7 +194,8 @@ macro_rules! lock_due {
                     (extract(epoch from due_after) * 1000000)::bigint,
                     (extract(epoch from core.now()) * 1000000)::bigint
              from core.scheduled_tasks
-             where namespace = $1 and active and paused_at is null and scheduler = '",
+             where namespace = $1 and active and paused_at is null
+               and (put_off_until is null or put_off_until <= core.now()) and scheduler = '",
             $scheduler,
             "' and coalesce(next_run_at, timestamptz 'epoch') <= ",
             $until,
@@ -287,6 +293,8 @@ pub(crate) async fn set_next_runs(
         "update core.scheduled_tasks t
          set next_run_at = timestamptz 'epoch' + n.next_run_at * interval '1 microsecond',
              last_run_at = case when n.is_fired then core.now() else t.last_run_at end,
+             put_off_until = case when n.is_fired then null else t.put_off_until end,
+             last_error = case when n.is_fired then null else t.last_error end,
              updated_at = case when n.is_fired then core.now() else t.updated_at end
          from unnest($1::uuid[], $2::bigint[], $3::boolean[]) as n (task_id, next_run_at, is_fired)
          where t.task_id = n.task_id",
@@ -320,6 +328,41 @@ pub(crate) async fn leave_out(
     .map(drop)
 }
 
+/// Leaves a task alone for a minute whose event cannot be emitted.
+pub(crate) async fn put_off(
+    connection: &mut PgConnection,
+    task_id: Uuid,
+    error: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "update core.scheduled_tasks
+         set put_off_until = core.now() + interval '1 minute', last_error = $2, updated_at = core.now()
+         where task_id = $1",
+    )
+    .bind(task_id)
+    .bind(error)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Has the next runs computed again of tasks that ran by a clock which has been set back since: theirs
+/// are as far in the future as the clock was ahead. Returns their names.
+pub(crate) async fn reschedule_the_future(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar(
+        "update core.scheduled_tasks
+         set next_run_at = null, due_after = core.now(), last_run_at = core.now(), updated_at = core.now()
+         where namespace = $1 and active and last_run_at > core.now() + interval '1 minute'
+         returning name",
+    )
+    .bind(namespace)
+    .fetch_all(connection)
+    .await
+}
+
 /// Stops a task that cannot be computed, so that it is not found due again and again. It may have been
 /// fired before, for the last time.
 pub(crate) async fn deactivate(
@@ -350,7 +393,8 @@ pub(crate) async fn until_next(
     sqlx::query_scalar(
         "select (extract(epoch from min(coalesce(next_run_at, timestamptz 'epoch')) - core.now()) * 1000000)::bigint
          from core.scheduled_tasks
-         where namespace = $1 and active and paused_at is null and scheduler = 'nexus'",
+         where namespace = $1 and active and paused_at is null and scheduler = 'nexus'
+           and (put_off_until is null or put_off_until <= core.now())",
     )
     .bind(namespace)
     .fetch_one(connection)

@@ -351,11 +351,7 @@ async fn an_event_that_was_sent_to_both_names_runs_once() {
     let (sender, mut saw) = mpsc::unbounded_channel();
     was_deployed(build(&database, &["send_order"], &sender)).await;
     emit(&pool, [1, 2]).await;
-    // What a build does that has the new name and says nothing of the former one.
-    sqlx::query("select core.subscribe('demo', 'shop', '[{\"group\": \"shop\", \"handler\": \"ship_order\", \"eventType\": \"order.paid\"}]')")
-        .execute(&pool)
-        .await
-        .unwrap();
+    subscribe(&pool, "ship_order").await;
     emit(&pool, [3, 4]).await;
 
     let new = nexus::start(build(&database, &["ship_order"], &sender))
@@ -372,6 +368,175 @@ async fn an_event_that_was_sent_to_both_names_runs_once() {
         .collect();
     assert_eq!(names, ["ship_order"]);
     assert_eq!(waiting(&new).await, 0);
+    new.shutdown().await;
+}
+
+/// What a build does that has this name and says nothing of a former one.
+async fn subscribe(pool: &PgPool, handler: &str) {
+    sqlx::query("select core.subscribe('demo', 'shop', jsonb_build_array(jsonb_build_object('group', 'shop', 'handler', $1::text, 'eventType', 'order.paid')))")
+        .bind(handler)
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+/// Emits order 1 in a transaction that stays open.
+async fn emit_later(pool: &PgPool) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut open = pool.begin().await.unwrap();
+    sqlx::query("select core.emit('demo', 'order.paid', '{\"number\": 1}')")
+        .execute(&mut *open)
+        .await
+        .unwrap();
+    open
+}
+
+/// Sends all that the clean cuts owe.
+async fn settle(pool: &PgPool) {
+    until("the subscriptions settle", || async {
+        sqlx::query("select core.settle_subscriptions('demo')")
+            .execute(pool)
+            .await
+            .unwrap();
+        let open: i64 = sqlx::query_scalar(
+            "select count(*) from core.subscriptions where since_snapshot is not null",
+        )
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        (open == 0).then_some(())
+    })
+    .await;
+}
+
+/// Waits until nothing waits and nothing is owed; then order 1 has run once, by the handler `who`.
+async fn assert_ran_once(
+    node: &nexus::Handle,
+    pool: &PgPool,
+    saw: &mut mpsc::UnboundedReceiver<(&'static str, u32)>,
+    who: &'static str,
+) {
+    settle(pool).await;
+    until("no message is left", || async {
+        let left: i64 = sqlx::query_scalar(
+            "select count(*) from pgmq.q_core_events_demo__shop where not headers ? 'settled'",
+        )
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        (left == 0).then_some(())
+    })
+    .await;
+    within("all is settled", node.idle()).await.unwrap();
+    assert_eq!(seen(saw), [(who, 1)]);
+    assert_eq!(subscriptions(pool).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_event_that_is_owed_to_the_new_name_runs_once() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    was_deployed(build(&database, &["send_order"], &sender)).await;
+    let open = emit_later(&pool).await;
+    subscribe(&pool, "ship_order").await;
+    open.commit().await.unwrap();
+    let new = nexus::start(build(&database, &["ship_order"], &sender))
+        .await
+        .unwrap();
+    assert_ran_once(&new, &pool, &mut saw, "new").await;
+    new.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_event_that_was_owed_to_the_new_name_and_sent_runs_once() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    was_deployed(build(&database, &["send_order"], &sender)).await;
+    let open = emit_later(&pool).await;
+    subscribe(&pool, "ship_order").await;
+    open.commit().await.unwrap();
+    settle(&pool).await;
+    let new = nexus::start(build(&database, &["ship_order"], &sender))
+        .await
+        .unwrap();
+    assert_ran_once(&new, &pool, &mut saw, "new").await;
+    new.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_event_that_commits_after_both_names_became_one_runs_once() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    was_deployed(build(&database, &["send_order"], &sender)).await;
+    let open = emit_later(&pool).await;
+    subscribe(&pool, "ship_order").await;
+    let new = nexus::start(build(&database, &["ship_order"], &sender))
+        .await
+        .unwrap();
+    open.commit().await.unwrap();
+    assert_ran_once(&new, &pool, &mut saw, "new").await;
+    new.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_event_that_was_owed_to_the_former_name_runs_once() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    was_deployed(build(&database, &["charge"], &sender)).await;
+    subscribe(&pool, "ship_order").await;
+    sqlx::query("delete from core.subscriptions where handler = 'charge'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let open = emit_later(&pool).await;
+    subscribe(&pool, "send_order").await;
+    open.commit().await.unwrap();
+    let new = nexus::start(build(&database, &["ship_order"], &sender))
+        .await
+        .unwrap();
+    assert_ran_once(&new, &pool, &mut saw, "new").await;
+    new.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_event_from_before_both_names_were_subscribed_is_not_left_out() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    was_deployed(build(&database, &["send_order"], &sender)).await;
+    emit(&pool, [1]).await;
+    subscribe(&pool, "ship_order").await;
+    let new = nexus::start(build(&database, &["ship_order"], &sender))
+        .await
+        .unwrap();
+    assert_ran_once(&new, &pool, &mut saw, "new").await;
+    new.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_event_under_the_name_before_the_former_one_runs_once() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    was_deployed(build(&database, &["send_order"], &sender)).await;
+    subscribe(&pool, "dispatch_order").await;
+    emit(&pool, [1]).await;
+    // As a build of `ship_order` leaves it that is killed before it moves anything.
+    sqlx::raw_sql(
+        "update core.subscriptions set handler = 'ship_order' where handler = 'send_order';
+         insert into core.renames (namespace, group_name, former, handler)
+         values ('demo', 'shop', 'send_order', 'ship_order')",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let new = nexus::start(build(&database, &["dispatch_order"], &sender))
+        .await
+        .unwrap();
+    assert_ran_once(&new, &pool, &mut saw, "newer").await;
     new.shutdown().await;
 }
 

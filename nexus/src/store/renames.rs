@@ -94,7 +94,6 @@ pub(crate) async fn taken_back(
 #[derive(Debug)]
 struct Subscribed {
     event_type: String,
-    since_version: i64,
     is_settled: bool,
 }
 
@@ -105,7 +104,7 @@ async fn subscribed(
     handler: &str,
 ) -> sqlx::Result<Option<Subscribed>> {
     let row = sqlx::query(
-        "select event_type, since_version, since_snapshot is null from core.subscriptions
+        "select event_type, since_snapshot is null from core.subscriptions
          where namespace = $1 and group_name = $2 and handler = $3 for update",
     )
     .bind(namespace)
@@ -115,8 +114,7 @@ async fn subscribed(
     .await?;
     Ok(row.map(|row| Subscribed {
         event_type: row.get(0),
-        since_version: row.get(1),
-        is_settled: row.get(2),
+        is_settled: row.get(1),
     }))
 }
 
@@ -145,13 +143,9 @@ pub(crate) async fn apply(
         return Ok(Some(Outcome::OtherEvent(old.event_type)));
     }
     let new = subscribed(connection, namespace, group, handler).await?;
-    let both_since = match &new {
-        // From here on the event of a message under either name was sent to both.
-        Some(new) if new.event_type == old.event_type => {
-            Some(new.since_version.max(old.since_version))
-        }
-        _ => None,
-    };
+    let both_were_sent = new
+        .as_ref()
+        .is_some_and(|new| new.event_type == old.event_type);
     if new.is_some() {
         // What the former name is owed still has to be sent to it; see there.
         if !old.is_settled {
@@ -185,7 +179,7 @@ pub(crate) async fn apply(
     .bind(namespace)
     .execute(&mut *connection)
     .await?;
-    remember(connection, namespace, rename, both_since).await?;
+    remember(connection, namespace, rename, both_were_sent).await?;
     Ok(Some(if new.is_some() {
         Outcome::Merged
     } else {
@@ -194,11 +188,13 @@ pub(crate) async fn apply(
 }
 
 /// Stores the rename. Names that led to the former one lead to the handler now.
+///
+/// If both names were sent the same events, it is noted which of them the handler had on its own.
 async fn remember(
     connection: &mut PgConnection,
     namespace: &str,
     rename: &Rename,
-    both_since: Option<i64>,
+    both_were_sent: bool,
 ) -> sqlx::Result<()> {
     let Rename {
         group,
@@ -208,8 +204,10 @@ async fn remember(
     } = rename;
     forget(connection, namespace, group, handler).await?;
     sqlx::query(
-        "update core.renames set handler = $4, letters_until = 0
-         where namespace = $1 and group_name = $2 and handler = $3",
+        "insert into core.renames (namespace, group_name, former, handler) values ($1, $2, $3, $4)
+         on conflict (namespace, group_name, former) do update
+             set handler = excluded.handler, both_since = null, both_snapshot = null, both_at = null,
+                 letters_until = 0, renamed_at = excluded.renamed_at",
     )
     .bind(namespace)
     .bind(group)
@@ -217,18 +215,31 @@ async fn remember(
     .bind(handler)
     .execute(&mut *connection)
     .await?;
+    if both_were_sent {
+        // Of two subscriptions the older one had all that the newer one had.
+        sqlx::query(
+            "update core.renames r
+             set both_since = s.since_version, both_snapshot = s.first_snapshot, both_at = s.since_at
+             from core.subscriptions s
+             where r.namespace = $1 and r.group_name = $2 and (r.former = $3 or r.handler = $3)
+               and s.namespace = $1 and s.group_name = $2 and s.handler = $4
+               and (r.both_since is null or r.both_since > s.since_version)",
+        )
+        .bind(namespace)
+        .bind(group)
+        .bind(former)
+        .bind(handler)
+        .execute(&mut *connection)
+        .await?;
+    }
     sqlx::query(
-        "insert into core.renames (namespace, group_name, former, handler, both_since)
-         values ($1, $2, $3, $4, $5)
-         on conflict (namespace, group_name, former) do update
-             set handler = excluded.handler, both_since = excluded.both_since, letters_until = 0,
-                 renamed_at = excluded.renamed_at",
+        "update core.renames set handler = $4, letters_until = 0
+         where namespace = $1 and group_name = $2 and handler = $3",
     )
     .bind(namespace)
     .bind(group)
     .bind(former)
     .bind(handler)
-    .bind(both_since)
     .execute(connection)
     .await
     .map(drop)
@@ -277,7 +288,6 @@ pub(crate) struct FormerName {
     pub(crate) handler: String,
     pub(crate) queue: String,
     subscription_id: i64,
-    both_since: Option<i64>,
     letters_until: i64,
 }
 
@@ -289,7 +299,7 @@ pub(crate) async fn of_handlers(
 ) -> sqlx::Result<Vec<FormerName>> {
     let handlers = handlers.to_string();
     let rows = sqlx::query(
-        "select r.group_name, r.former, r.handler, s.queue_name, s.subscription_id, r.both_since, r.letters_until
+        "select r.group_name, r.former, r.handler, s.queue_name, s.subscription_id, r.letters_until
          from core.renames r
          join core.subscriptions s using (namespace, group_name, handler)
          where r.namespace = $1
@@ -308,8 +318,7 @@ pub(crate) async fn of_handlers(
             handler: row.get(2),
             queue: row.get(3),
             subscription_id: row.get(4),
-            both_since: row.get(5),
-            letters_until: row.get(6),
+            letters_until: row.get(5),
         })
         .collect())
 }
@@ -368,16 +377,22 @@ pub(crate) async fn move_messages(
                and not (m.read_ct > 0 and not m.headers ? 'settled' and m.vt > core.now())
                -- A name that has become a handler again by now keeps what is sent to it.
                and exists (select from core.renames r
-                           where r.namespace = $9 and r.group_name = $10 and r.former = $1 and r.handler = $2)
+                           where r.namespace = $8 and r.group_name = $9 and r.former = $1 and r.handler = $2)
              order by m.headers ->> 'eventVersion', m.vt, m.msg_id
              limit $7
              for update skip locked
          ), doubled as (
              delete from {table} q
              using batch b
-             where q.msg_id = b.msg_id and $8::bigint is not null and b.is_redriven is not true
-               and exists (select from core.event_log l
-                           where l.event_id = b.event_id and l.subscriptions_version >= $8)
+             where q.msg_id = b.msg_id and b.is_redriven is not true
+               -- The emit has sent the handler the event, or its clean cut owes it: the latter is the
+               -- condition of core.settle_subscriptions.
+               and exists (select from core.renames r
+                           join core.event_log l on l.event_id = b.event_id
+                           where r.namespace = $8 and r.group_name = $9 and r.former = $1 and r.handler = $2
+                             and (l.subscriptions_version >= r.both_since
+                                  or l.emitted_at >= r.both_at
+                                     and not pg_visible_in_snapshot(l.tx_id, r.both_snapshot)))
              returning q.msg_id
          ), moved as (
              update {table} q
@@ -400,7 +415,6 @@ pub(crate) async fn move_messages(
         .bind(from.vt_micros)
         .bind(from.msg_id)
         .bind(limit)
-        .bind(name.both_since)
         .bind(namespace)
         .bind(&name.group)
         .fetch_one(connection)

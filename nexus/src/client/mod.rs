@@ -38,6 +38,7 @@ use crate::{
     store::{
         self, Failure,
         event_log::{self, Completion, Emitter, Plan, Statements, Stored},
+        maintenance,
     },
 };
 
@@ -308,17 +309,10 @@ impl Client {
         let stored = loop {
             match self.store_in(&mut connection, &events).await {
                 // A queue or partition that is missing can be made; nothing was stored yet.
-                Err(EmitError::MissingQueue { source }) if !mended => {
-                    tracing::error!(
-                        error = %source, namespace = self.inner.namespace,
-                        "a queue is gone, restoring it empty; what waited in it is still in core.event_log"
-                    );
-                    store::subscriptions::restore_queues(&mut connection, &self.inner.namespace)
-                        .await
-                        .map_err(|source| EmitError::Append { source })?;
-                }
-                Err(EmitError::MissingPartition { .. }) if !mended => {
-                    store::maintenance::ensure_partitions(&mut connection)
+                Err(
+                    EmitError::MissingQueue { source } | EmitError::MissingPartition { source },
+                ) if !mended => {
+                    maintenance::mend(&mut connection, &self.inner.namespace, &source)
                         .await
                         .map_err(|source| EmitError::Append { source })?;
                 }

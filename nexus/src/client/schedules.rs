@@ -13,7 +13,7 @@ use crate::{
     event::{EncodeError, Event, InvalidName, Outgoing, check_event_type, encode},
     schedule::{self, Misfire, Schedule},
     store::{
-        self, Failure,
+        maintenance,
         scheduled_tasks::{self, StoredTask, TaskRow},
     },
 };
@@ -613,12 +613,10 @@ impl Client {
         }
         let mut run = scheduled_tasks::run_now(&mut connection, task.task_id).await;
         if let Err(error) = &run
-            && store::classify(error) == Failure::MissingTable
-        {
-            tracing::error!(%error, namespace = self.namespace(), "a queue is gone, restoring it empty");
-            store::subscriptions::restore_queues(&mut connection, self.namespace())
+            && maintenance::mend(&mut connection, self.namespace(), error)
                 .await
-                .map_err(failed(doing))?;
+                .map_err(failed(doing))?
+        {
             run = scheduled_tasks::run_now(&mut connection, task.task_id).await;
         }
         let Some((event_id, queues)) = run.map_err(failed(doing))? else {

@@ -118,8 +118,7 @@ async fn doorbell(inner: Weak<Inner>, options: PgConnectOptions, channel: String
             continue;
         }
         let rung = ring(&mut connection, &options, &channel, &queues);
-        let rung = tokio::time::timeout(RING_TIMEOUT, rung).await;
-        match rung.unwrap_or_else(|_| Err(store::no_answer())) {
+        match store::answered_within(RING_TIMEOUT, rung).await {
             Ok(()) => tokio::time::sleep(RING_EVERY).await,
             Err(error) => {
                 tracing::debug!(%error, "the doorbell lost its connection, workers poll meanwhile");

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Node, points::Sleeper};
-use crate::store::{self, Failure, queue};
+use crate::store::{self, queue};
 
 /// Messages adopted in one transaction.
 const MOST: i32 = 100;
@@ -36,18 +36,11 @@ async fn adopt(node: &Node, queue: &str) -> bool {
         connection.give_back();
         Ok(adopted)
     };
-    let adopted = tokio::time::timeout(PATIENCE, adopted).await;
-    let adopted = match adopted.unwrap_or_else(|_| Err(store::no_answer())) {
+    let adopted = match store::answered_within(PATIENCE, adopted).await {
         Ok(adopted) => adopted,
         Err(error) => {
-            match store::classify(&error) {
-                Failure::MissingTable => node.restore_queues(&error).await,
-                Failure::MissingPartition => {
-                    tracing::warn!(%error, "could not adopt, the next maintenance creates the partition");
-                }
-                _ => {
-                    tracing::warn!(%error, queue, "could not look for messages of foreign programs");
-                }
+            if !node.mend(&error).await {
+                tracing::warn!(%error, queue, "could not look for messages of foreign programs");
             }
             return false;
         }

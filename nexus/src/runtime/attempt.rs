@@ -424,7 +424,7 @@ async fn commit(
         }
         Err(EmitError::MissingQueue { source }) => {
             roll_back(tx).await;
-            node.restore_queues(&source).await;
+            node.mend(&source).await;
             return End::Disturbed(source.to_string());
         }
         Err(error) => {

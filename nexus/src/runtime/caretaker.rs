@@ -21,8 +21,7 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut round = 0_u32;
     while !node.stop.is_cancelled() {
         let care = care(&node, round.is_multiple_of(MAINTAIN_EVERY));
-        let cared = tokio::time::timeout(PATIENCE, care).await;
-        if let Err(error) = cared.unwrap_or_else(|_| Err(store::no_answer())) {
+        if let Err(error) = store::answered_within(PATIENCE, care).await {
             tracing::warn!(%error, "maintenance failed, trying again");
         }
         round = round.wrapping_add(1);

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Node, points::Sleeper};
 use crate::store::{
-    self, Failure,
+    self,
     delayed_emits::{self, BELL, Emitted, NOTICED_WITHIN},
     maintenance,
 };
@@ -29,8 +29,7 @@ pub(crate) async fn run(node: Arc<Node>) {
     let bell = node.client.bell().of(BELL);
     let mut most = MOST;
     while !node.stop.is_cancelled() {
-        let emitted = tokio::time::timeout(PATIENCE, emit_due(&node, most)).await;
-        let pause = match emitted.unwrap_or_else(|_| Err(store::no_answer())) {
+        let pause = match store::answered_within(PATIENCE, emit_due(&node, most)).await {
             Ok(pause) => {
                 most = MOST;
                 pause
@@ -57,13 +56,7 @@ async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
     let emitted = match delayed_emits::emit_due(&mut connection, namespace, most, false).await {
         Err(error) if !store::is_passing(&error) => {
             tracing::warn!(%error, "could not emit delayed events together, emitting them in parts");
-            match store::classify(&error) {
-                Failure::MissingTable => node.restore_queues(&error).await,
-                Failure::MissingPartition => {
-                    maintenance::ensure_partitions(&mut connection).await?;
-                }
-                _ => {}
-            }
+            maintenance::mend(&mut connection, namespace, &error).await?;
             delayed_emits::emit_due(&mut connection, namespace, most, true).await?
         }
         other => other?,

@@ -49,7 +49,7 @@ use crate::{
     handler::Shared,
     registry::{HandlerDescriptor, Trigger},
     retry::RetryPolicy,
-    store::{self, nodes},
+    store::{self, maintenance, nodes},
 };
 
 pub(crate) use declaration::{Declaration, DeclaredTask};
@@ -163,6 +163,9 @@ pub(crate) struct Running {
 /// gives no answer takes so long.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// How long it may take to make again what is missing before the connection counts as lost.
+const MEND_PATIENCE: Duration = Duration::from_mins(1);
+
 /// A connection of the node's own. It is closed unless it is [given back](Self::give_back): whoever
 /// stops waiting for an answer must not leave it to the next one.
 pub(super) struct Lent(Option<PoolConnection<Postgres>>);
@@ -202,6 +205,25 @@ impl DerefMut for Lent {
 impl Node {
     pub(super) async fn connection(&self) -> sqlx::Result<Lent> {
         Ok(Lent(Some(self.pool.acquire().await?)))
+    }
+
+    /// Makes again what was dropped by hand, a queue or a partition, if `error` says that it is missing.
+    /// False if it says something else, or that could not be done.
+    pub(super) async fn mend(&self, error: &sqlx::Error) -> bool {
+        let mended = async {
+            let mut connection = self.connection().await?;
+            let namespace = &self.row.namespace;
+            let mended = maintenance::mend(&mut connection, namespace, error).await?;
+            connection.give_back();
+            Ok(mended)
+        };
+        match store::answered_within(MEND_PATIENCE, mended).await {
+            Ok(mended) => mended,
+            Err(error) => {
+                tracing::error!(%error, "could not make again what is missing, trying again later");
+                false
+            }
+        }
     }
 }
 
@@ -309,8 +331,7 @@ impl Running {
             connection.give_back();
             Ok(())
         };
-        let deregistered = tokio::time::timeout(FAREWELL, deregistered).await;
-        if let Err(error) = deregistered.unwrap_or_else(|_| Err(store::no_answer())) {
+        if let Err(error) = store::answered_within(FAREWELL, deregistered).await {
             tracing::warn!(%error, "could not deregister, other nodes notice within 15 s");
         }
         // Closing waits for connections that are in use, by the program perhaps.

@@ -10,7 +10,7 @@ use sqlx::Connection;
 
 use super::{Node, points::Sleeper};
 use crate::store::{
-    self, Failure, queue,
+    self, queue,
     renames::{self, FormerName, Place},
 };
 
@@ -26,9 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) async fn run(node: Arc<Node>) {
     while !node.stop.is_cancelled() {
         if let Err(error) = move_all(&node).await {
-            if store::classify(&error) == Failure::MissingTable {
-                node.restore_queues(&error).await;
-            } else {
+            if !node.mend(&error).await {
                 tracing::warn!(%error, "could not move messages of a former name, trying again");
             }
         }
@@ -40,11 +38,11 @@ pub(crate) async fn run(node: Arc<Node>) {
 }
 
 async fn move_all(node: &Node) -> sqlx::Result<()> {
-    for mut name in in_time(former_names(node)).await? {
+    for mut name in store::answered_within(PATIENCE, former_names(node)).await? {
         let (mut moved, mut left_out) = (0, 0);
         let mut place = Some(Place::first());
         while let Some(from) = place.take_if(|_| !node.stop.is_cancelled()) {
-            let batch = in_time(move_messages(node, &name, &from)).await?;
+            let batch = store::answered_within(PATIENCE, move_messages(node, &name, &from)).await?;
             if batch.messages > 0 {
                 node.client.bell().of(&name.queue).notify_one();
             }
@@ -56,7 +54,8 @@ async fn move_all(node: &Node) -> sqlx::Result<()> {
         let mut has_more = true;
         while has_more && !node.stop.is_cancelled() {
             let found;
-            (found, has_more) = in_time(move_letters(node, &mut name)).await?;
+            (found, has_more) =
+                store::answered_within(PATIENCE, move_letters(node, &mut name)).await?;
             letters += found;
         }
         if moved + left_out + letters > 0 {
@@ -72,11 +71,6 @@ async fn move_all(node: &Node) -> sqlx::Result<()> {
         }
     }
     Ok(())
-}
-
-async fn in_time<T>(work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    let done = tokio::time::timeout(PATIENCE, work).await;
-    done.unwrap_or_else(|_| Err(store::no_answer()))
 }
 
 async fn former_names(node: &Node) -> sqlx::Result<Vec<FormerName>> {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     schedule::{Schedule, misfire},
     store::{
-        self, Failure, maintenance, pg_cron,
+        self, pg_cron,
         scheduled_tasks::{self, Due},
     },
 };
@@ -76,7 +76,7 @@ impl Round {
 }
 
 async fn round(node: &Node) -> Round {
-    let error = match limited(fire_due(node, Together::All)).await {
+    let error = match store::answered_within(PATIENCE, fire_due(node, Together::All)).await {
         Ok(round) => return round,
         Err(error) => error,
     };
@@ -85,30 +85,14 @@ async fn round(node: &Node) -> Round {
         return Round::NONE;
     }
     tracing::warn!(%error, "could not fire scheduled tasks together, firing each apart");
-    let mended = async {
-        match store::classify(&error) {
-            Failure::MissingTable => node.restore_queues(&error).await,
-            Failure::MissingPartition => {
-                let mut connection = node.connection().await?;
-                maintenance::ensure_partitions(&mut connection).await?;
-                connection.give_back();
-            }
-            _ => {}
-        }
-        fire_due(node, Together::Apart).await
-    };
-    match limited(mended).await {
+    node.mend(&error).await;
+    match store::answered_within(PATIENCE, fire_due(node, Together::Apart)).await {
         Ok(round) => round,
         Err(error) => {
             tracing::warn!(%error, "could not fire scheduled tasks, trying again");
             Round::NONE
         }
     }
-}
-
-async fn limited<T>(work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    let done = tokio::time::timeout(PATIENCE, work).await;
-    done.unwrap_or_else(|_| Err(store::no_answer()))
 }
 
 /// How tasks are fired that are due in one transaction.

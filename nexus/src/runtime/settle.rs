@@ -295,7 +295,7 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         }
         Err(error) => {
             if let EmitError::MissingQueue { source } = &error {
-                node.restore_queues(source).await;
+                node.mend(source).await;
             }
             for settlement in settlements {
                 let Verdict::Complete { meta, emits } = &settlement.verdict else {

@@ -24,7 +24,7 @@ use crate::{
     event::{EnvelopeMeta, Headers, RawBody},
     handler::Delivery,
     store::{
-        self, Failure,
+        self,
         queue::{self, Claimed, Claims, Want, Which},
     },
 };
@@ -49,9 +49,6 @@ const MEASURE_OVER: Duration = Duration::from_millis(100);
 
 /// A message that no slot has become free for within this time is given back.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-
-/// How long it may take to restore queues before the connection counts as lost.
-const RESTORE_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long a message that may kill its process keeps all others out at most: a handler that runs
 /// for an hour must not idle its node for so long.
@@ -559,8 +556,7 @@ impl Claimer {
                 Ok::<_, sqlx::Error>(connection)
             };
             let patience = self.node.settings.lease / 2;
-            let connected = tokio::time::timeout(patience, connected).await;
-            match connected.unwrap_or_else(|_| Err(store::no_answer())) {
+            match store::answered_within(patience, connected).await {
                 Ok(connection) => self.connection = Some(connection),
                 Err(error) => {
                     self.failed(&error).await;
@@ -572,9 +568,7 @@ impl Claimer {
     }
 
     async fn failed(&mut self, error: &sqlx::Error) {
-        if store::classify(error) == Failure::MissingTable {
-            self.node.restore_queues(error).await;
-        } else {
+        if !self.node.mend(error).await {
             tracing::warn!(%error, queue = self.queue, "could not claim, connecting again");
         }
         self.connection = None;
@@ -628,24 +622,4 @@ impl Lane {
 fn handler_of(headers: &str) -> Option<String> {
     let headers: serde_json::Value = serde_json::from_str(headers).ok()?;
     Some(headers.get("handler")?.as_str()?.to_owned())
-}
-
-impl Node {
-    /// Brings back a queue that was dropped by hand.
-    pub(super) async fn restore_queues(&self, found: &sqlx::Error) {
-        tracing::error!(
-            error = %found, namespace = self.row.namespace,
-            "a queue is gone, restoring it empty; what waited in it is still in core.event_log"
-        );
-        let restored = async {
-            let mut connection = self.connection().await?;
-            store::subscriptions::restore_queues(&mut connection, &self.row.namespace).await?;
-            connection.give_back();
-            Ok::<_, sqlx::Error>(())
-        };
-        let restored = tokio::time::timeout(RESTORE_PATIENCE, restored).await;
-        if let Err(error) = restored.unwrap_or_else(|_| Err(store::no_answer())) {
-            tracing::error!(%error, "could not restore the queues, trying again at the next poll");
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr};
 
-use super::micros;
+use super::{Failure, classify, micros, subscriptions::restore_queues};
 
 /// Partitions ahead, subscriptions settled, expired rows forgotten; see `core.maintain`.
 pub(crate) async fn maintain(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<()> {
@@ -13,6 +13,27 @@ pub(crate) async fn maintain(connection: &mut PgConnection, namespace: &str) -> 
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Makes again what was dropped by hand, a queue or a partition, if `error` says that it is missing.
+/// False if it says something else.
+pub(crate) async fn mend(
+    connection: &mut PgConnection,
+    namespace: &str,
+    error: &sqlx::Error,
+) -> sqlx::Result<bool> {
+    match classify(error) {
+        Failure::MissingTable => {
+            tracing::error!(
+                %error, namespace,
+                "a queue is gone, restoring it empty; what waited in it is still in core.event_log"
+            );
+            restore_queues(connection, namespace).await?;
+        }
+        Failure::MissingPartition => ensure_partitions(connection).await?,
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 /// Creates missing partitions of the log.

@@ -25,7 +25,7 @@ pub(crate) mod renames;
 pub(crate) mod scheduled_tasks;
 pub(crate) mod subscriptions;
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, time::Duration};
 
 use jiff::Timestamp;
 use sqlx::{
@@ -113,6 +113,16 @@ pub(crate) fn classify(error: &sqlx::Error) -> Failure {
 pub(crate) fn refusal(error: &sqlx::Error) -> Option<String> {
     let error = error.as_database_error()?;
     matches!(error.code().as_deref(), Some("22023" | "23505")).then(|| error.message().to_owned())
+}
+
+/// Waits for an answer of the database for a limited time. Whose connection may be in the middle of a
+/// statement then has to close it.
+pub(crate) async fn answered_within<T>(
+    patience: Duration,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    let answer = tokio::time::timeout(patience, work).await;
+    answer.unwrap_or_else(|_| Err(no_answer()))
 }
 
 /// The error of a statement that nobody answered in time.

@@ -109,6 +109,8 @@ pub mod __private {
         future
     }
 
+    #[cfg(feature = "testing")]
+    pub use crate::testing::decoding::{decode_message, encode_payload};
     pub use linkme;
     pub use schemars;
     pub use serde;

@@ -164,7 +164,8 @@ impl EnvelopeMeta {
     /// Which run of this handler for this event this is; counts from 1.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.headers.attempts + 1
+        // Headers can be written by hand.
+        self.headers.attempts.saturating_add(1)
     }
 
     /// The errors of earlier attempts, oldest first; the newest ten are kept.
@@ -250,6 +251,20 @@ pub(crate) struct Headers {
     pub(crate) traceparent: Option<String>,
     #[serde(default)]
     pub(crate) tracestate: Option<String>,
+}
+
+impl Headers {
+    /// The handler's name, also of headers that cannot be read as a whole: whatever else is in them is
+    /// skipped, not read.
+    pub(crate) fn handler_in(text: &str) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Handler {
+            handler: String,
+        }
+        serde_json::from_str::<Handler>(text)
+            .ok()
+            .map(|headers| headers.handler)
+    }
 }
 
 /// The metadata in a message's body. The payload is cut out as text and decoded later, once.
@@ -355,6 +370,17 @@ mod tests {
         assert_eq!(raw.body.event_type, "a.b");
         assert_eq!(raw.body.unknown["broadcast"], Value::Bool(true));
         assert_eq!(raw.body.emitted_at.to_string(), "2026-01-02T03:04:05.678Z");
+    }
+
+    #[test]
+    fn finds_the_handler_beside_what_cannot_be_read() {
+        let deep = "[".repeat(1_000) + &"]".repeat(1_000);
+        for other in [format!("1{}", "0".repeat(400)), deep] {
+            let text = format!(r#"{{"handler": "h", "attempts": {other}}}"#);
+            assert!(serde_json::from_str::<Headers>(&text).is_err());
+            assert_eq!(Headers::handler_in(&text).as_deref(), Some("h"));
+        }
+        assert_eq!(Headers::handler_in(r#"{"handler": 1}"#), None);
     }
 
     #[test]

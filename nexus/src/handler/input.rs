@@ -1,7 +1,7 @@
 use std::{ops::Deref, sync::Arc, vec};
 
 use super::{Context, DerivedEvent, Error, Result, Tx};
-use crate::event::{Envelope, EnvelopeMeta, Event, EventDescriptor};
+use crate::event::{Envelope, EnvelopeMeta, Event, EventDescriptor, Headers, RawBody};
 
 /// What a handler's first argument may be: `E`, [`Envelope<E>`] or [`Batch<E>`] of an event `E`.
 #[diagnostic::on_unimplemented(
@@ -178,6 +178,29 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
+    /// Reads the body of a message; the payload stays text.
+    pub(crate) fn read(
+        headers: Headers,
+        body: &str,
+        group: &str,
+        message_id: i64,
+        read_count: i32,
+    ) -> serde_json::Result<Self> {
+        let raw: RawBody<'_> = serde_json::from_str(body)?;
+        let payload = raw.payload.get().into();
+        let meta = EnvelopeMeta {
+            body: raw.body,
+            headers,
+            group: group.to_owned(),
+            message_id,
+            read_count,
+        };
+        Ok(Self {
+            meta: Arc::new(meta),
+            payload,
+        })
+    }
+
     pub(crate) fn decode<E: Event>(&self) -> Result<E> {
         serde_json::from_str(&self.payload).map_err(|_| {
             // Only a payload that fails pays for finding out where.

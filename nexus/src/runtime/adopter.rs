@@ -1,22 +1,30 @@
 //! Takes in what foreign programs send to the node's queues by plain `pgmq.send`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Node, points::Sleeper};
 use crate::store::{self, queue};
 
-/// Messages adopted in one transaction.
+/// Messages adopted in one transaction, at most.
 const MOST: i32 = 100;
+
+/// A transaction that takes longer is followed by one of fewer messages: they may be large, and wanted by
+/// many handlers.
+const LONG: Duration = Duration::from_secs(1);
 
 /// How long a transaction may take before its connection counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Looks at each queue once every idle poll interval: foreign programs ring no bell.
 pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
+    let mut most = MOST;
     while !node.stop.is_cancelled() {
         let mut more = false;
         for queue in &queues {
-            more |= adopt(&node, queue).await;
+            more |= adopt(&node, queue, &mut most).await;
         }
         if !more {
             tokio::select! {
@@ -27,16 +35,28 @@ pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
     }
 }
 
-/// Adopts what is there and returns whether there may be more.
-async fn adopt(node: &Node, queue: &str) -> bool {
+/// Adopts up to `most` messages and returns whether there may be more. Fits `most` to how long it takes.
+async fn adopt(node: &Node, queue: &str, most: &mut i32) -> bool {
+    let asked = *most;
+    let began = Instant::now();
     let adopted = async {
         let mut connection = node.connection().await?;
-        let most = node.settings.max_body_bytes;
-        let adopted = queue::adopt(&mut connection, &node.row.namespace, queue, MOST, most).await?;
+        let bytes = node.settings.max_body_bytes;
+        let adopted =
+            queue::adopt(&mut connection, &node.row.namespace, queue, asked, bytes).await?;
         connection.give_back();
         Ok(adopted)
     };
-    let adopted = match store::answered_within(PATIENCE, adopted).await {
+    let adopted = store::answered_within(PATIENCE, adopted).await;
+    let took = began.elapsed();
+    *most = if took >= PATIENCE {
+        (asked / 8).max(1)
+    } else if took >= LONG {
+        (asked / 2).max(1)
+    } else {
+        (asked * 2).min(MOST)
+    };
+    let adopted = match adopted {
         Ok(adopted) => adopted,
         Err(error) => {
             if !node.mend(&error).await {
@@ -68,5 +88,5 @@ async fn adopt(node: &Node, queue: &str) -> bool {
         // Which queues it went to is known to the database only.
         node.client.bell().ring_all_here();
     }
-    adopted.len() >= usize::try_from(MOST).unwrap_or(usize::MAX)
+    adopted.len() >= usize::try_from(asked).unwrap_or(usize::MAX)
 }

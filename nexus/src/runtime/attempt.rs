@@ -510,7 +510,7 @@ pub(super) fn failure(route: &Route, meta: &EnvelopeMeta, error: &Error) -> Verd
             failure: None,
         };
     }
-    let attempts = meta.headers.attempts + 1;
+    let attempts = meta.attempt();
     let mut text = error.to_string();
     if text.len() > MAX_ERROR_BYTES {
         let end = (0..=MAX_ERROR_BYTES)

@@ -6,7 +6,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,7 +24,7 @@ use super::{
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
-    event::{EnvelopeMeta, Headers, RawBody},
+    event::Headers,
     handler::Delivery,
     store::{
         self,
@@ -54,6 +57,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// for an hour must not idle its node for so long.
 const ALONE_AT_MOST: Duration = Duration::from_secs(30);
 
+/// A handler gets no more messages while those that it holds, waiting or running, have so many bytes of
+/// payload: a hundred of the largest ones must not take the memory of the process.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
 /// A handler of this queue and the messages of it that this node holds.
 struct Lane {
     route: Arc<Route>,
@@ -69,6 +76,8 @@ struct Lane {
     swept_at: Option<Instant>,
     /// The last claim brought all that was asked for.
     has_more: bool,
+    /// Of the payloads that wait or run.
+    bytes: Arc<AtomicUsize>,
 }
 
 /// A claimed message. The guard keeps messages that may kill the process from running beside it.
@@ -76,6 +85,29 @@ struct Held {
     message: Message,
     guard: Arc<OwnedRwLockReadGuard<()>>,
     since: Instant,
+    weight: Weight,
+}
+
+/// The bytes of a payload among those of its lane, until this is dropped.
+struct Weight {
+    lane: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Weight {
+    fn new(lane: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        lane.fetch_add(bytes, Ordering::Relaxed);
+        Self {
+            lane: Arc::clone(lane),
+            bytes,
+        }
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.lane.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Lane {
@@ -90,11 +122,15 @@ impl Lane {
             not_before_micros: 0,
             swept_at: None,
             has_more: false,
+            bytes: Arc::default(),
         }
     }
 
     /// How many messages to ask for.
     fn room(&self, batch_size: usize) -> usize {
+        if self.bytes.load(Ordering::Relaxed) >= MOST_BYTES {
+            return 0;
+        }
         let per_call = if self.route.descriptor.batch {
             batch_size
         } else {
@@ -222,7 +258,7 @@ fn start_attempts(
         while lane.running < lane.route.concurrency && !lane.buffer.is_empty() {
             let count = size.min(lane.buffer.len());
             let mut messages = Vec::with_capacity(count);
-            let mut guards = Vec::with_capacity(1);
+            let mut guards = Vec::with_capacity(count);
             for held in lane.buffer.drain(..count) {
                 let lease = &held.message.lease;
                 if lease.lost.is_cancelled() {
@@ -232,7 +268,7 @@ fn start_attempts(
                     give_back(settler, &lane.route, &held.message);
                 } else {
                     messages.push(held.message);
-                    guards.push(held.guard);
+                    guards.push((held.guard, held.weight));
                 }
             }
             if messages.is_empty() {
@@ -310,10 +346,12 @@ impl Claimer {
             };
             counts[index] += 1;
             newest[index] = newest[index].max(message.1);
+            let weight = Weight::new(&lanes[index].bytes, message.0.delivery.payload.len());
             lanes[index].buffer.push_back(Held {
                 message: message.0,
                 guard: Arc::clone(&guard),
                 since: sent_at,
+                weight,
             });
         }
         for (index, lane) in lanes
@@ -321,7 +359,7 @@ impl Claimer {
             .enumerate()
             .filter(|(index, _)| rooms[*index] > 0)
         {
-            lane.has_more = counts[index] >= rooms[index];
+            lane.has_more = claims.is_cut || counts[index] >= rooms[index];
             if !sweeps[index] {
                 continue;
             }
@@ -420,7 +458,7 @@ impl Claimer {
         let lease = leases.hold(&self.queue, claimed.msg_id, claimed.read_ct, deadline);
         let headers = serde_json::from_str::<Headers>(&claimed.headers);
         let handler = headers.as_ref().map_or_else(
-            |_| handler_of(&claimed.headers),
+            |_| Headers::handler_in(&claimed.headers),
             |headers| Some(headers.handler.clone()),
         );
         let version = headers.as_ref().map(|headers| headers.event_version).ok();
@@ -477,8 +515,9 @@ impl Claimer {
             );
             return refuse("Too large", error, attempts, errors);
         };
-        let raw = match serde_json::from_str::<RawBody<'_>>(&body) {
-            Ok(raw) => raw,
+        let (msg_id, read_ct) = (claimed.msg_id, claimed.read_ct);
+        let delivery = match Delivery::read(headers, &body, &route.group, msg_id, read_ct) {
+            Ok(delivery) => delivery,
             Err(error) => {
                 return refuse(
                     "Malformed message",
@@ -488,25 +527,14 @@ impl Claimer {
                 );
             }
         };
-        if !route.takes(&raw.body.event_type) {
+        let event_type = delivery.meta.event_type();
+        if !route.takes(event_type) {
             let error = format!(
-                "the message is a `{}`, the handler takes `{}`",
-                raw.body.event_type, route.event_type
+                "the message is a `{event_type}`, the handler takes `{}`",
+                route.event_type
             );
             return refuse("Undecodable payload", error, attempts, errors);
         }
-        let payload = raw.payload.get().into();
-        let meta = EnvelopeMeta {
-            body: raw.body,
-            headers,
-            group: route.group.clone(),
-            message_id: claimed.msg_id,
-            read_count: claimed.read_ct,
-        };
-        let delivery = Delivery {
-            meta: Arc::new(meta),
-            payload,
-        };
         Some((
             index,
             (Message { delivery, lease }, claimed.enqueued_at_micros),
@@ -523,7 +551,9 @@ impl Claimer {
             Ok(Ok(claims)) => {
                 let is_of = |handler: &str| {
                     let mut claimed = claims.messages.iter();
-                    claimed.any(|message| handler_of(&message.headers).as_deref() == Some(handler))
+                    claimed.any(|message| {
+                        Headers::handler_in(&message.headers).as_deref() == Some(handler)
+                    })
                 };
                 let reached = if claims.messages.is_empty() {
                     Ok(())
@@ -616,10 +646,4 @@ impl Lane {
             give_back(settler, &self.route, &held.message);
         }
     }
-}
-
-/// The handler's name of headers that cannot be read as a whole.
-fn handler_of(headers: &str) -> Option<String> {
-    let headers: serde_json::Value = serde_json::from_str(headers).ok()?;
-    Some(headers.get("handler")?.as_str()?.to_owned())
 }

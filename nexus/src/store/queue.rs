@@ -37,6 +37,8 @@ pub(crate) struct Claimed {
 pub(crate) struct Claims {
     pub(crate) messages: Vec<Claimed>,
     pub(crate) at_micros: i64,
+    /// Messages were left because of their size.
+    pub(crate) is_cut: bool,
 }
 
 /// How often a message may lose its lease without a verdict before it is claimed alone.
@@ -49,6 +51,15 @@ const LOSSES: &str = "coalesce((m.headers ->> 'abandoned')::int, 0) + (m.read_ct
 /// The predicate of the queue's index on messages that may have to be claimed alone, as
 /// `core.tune_queue` has it: with two losses, the first one is in the headers.
 const MAY_BE_SUSPECT: &str = "(m.headers ->> 'abandoned')::int >= 1";
+
+/// How much one claim brings of each handler, in bytes of message bodies: up to this, and one message more.
+pub(crate) const CLAIM_BYTES: i64 = 8 * 1024 * 1024;
+
+/// About how many bytes of text a body has. What is stored as it is, as most messages are, is not
+/// unpacked for that.
+const BODY_BYTES: &str =
+    "case when pg_column_compression(m.message) is null then pg_column_size(m.message)
+    else octet_length(m.message::text) end";
 
 /// Which messages a claim takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,21 +83,24 @@ pub(crate) async fn claim(
     let table = table(queue);
     let candidates = match which {
         Which::Ordinary => format!(
-            "select c.msg_id
+            "select c.msg_id, c.fits
              from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
              cross join lateral (
-                 select m.msg_id from {table} m
-                 where m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
-                   and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond'
-                   and m.vt <= core.now()
-                   and {LOSSES} < {SUSPECT_AFTER}
-                 order by m.vt, m.msg_id
-                 limit w.slots
-                 for update skip locked
+                 select r.msg_id, sum(r.bytes) over (order by r.vt, r.msg_id) - r.bytes < {CLAIM_BYTES} as fits
+                 from (
+                     select m.msg_id, m.vt, {BODY_BYTES} as bytes from {table} m
+                     where m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
+                       and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond'
+                       and m.vt <= core.now()
+                       and {LOSSES} < {SUSPECT_AFTER}
+                     order by m.vt, m.msg_id
+                     limit w.slots
+                     for update skip locked
+                 ) r
              ) c"
         ),
         Which::Suspect => format!(
-            "select m.msg_id
+            "select m.msg_id, true as fits
              from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
              join {table} m on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
              where {MAY_BE_SUSPECT} and {LOSSES} >= {SUSPECT_AFTER} and m.vt <= core.now()
@@ -101,7 +115,8 @@ pub(crate) async fn claim(
     // was made for an empty table. An abandoned message is one that was read before, and whose last
     // reader left no verdict behind.
     let text = format!(
-        "update {table} q
+        "with c as materialized ({candidates})
+         update {table} q
          set vt = core.now() + $5 * interval '1 microsecond',
              read_ct = q.read_ct + 1,
              last_read_at = core.now(),
@@ -110,11 +125,12 @@ pub(crate) async fn claim(
                  when q.headers ? 'settled' then q.headers - 'settled'
                  else q.headers || jsonb_build_object('abandoned', coalesce((q.headers ->> 'abandoned')::int, 0) + 1)
              end
-         where q.msg_id = any (array({candidates}))
+         where q.msg_id = any (array(select msg_id from c where fits))
          returning q.msg_id, q.read_ct, (extract(epoch from q.enqueued_at) * 1000000)::bigint,
              (select case when octet_length(b.body) > $6 then null else b.body end
               from (select q.message::text as body offset 0) b),
-             q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint"
+             q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint,
+             exists (select from c where not fits)"
     );
     let handlers: Vec<&str> = wants.iter().map(|want| want.handler.as_str()).collect();
     let versions: Vec<String> = wants
@@ -135,6 +151,7 @@ pub(crate) async fn claim(
     let mut claims = Claims::default();
     for row in rows {
         claims.at_micros = row.get(5);
+        claims.is_cut = row.get(6);
         claims.messages.push(Claimed {
             msg_id: row.get(0),
             read_ct: row.get(1),
@@ -563,6 +580,55 @@ mod tests {
         let counts = [claimed.read_ct];
         let held = extend(&mut connection, QUEUE, &ids, &counts, lease).await;
         assert_eq!(held.unwrap(), ids);
+    }
+
+    #[tokio::test]
+    async fn a_claim_takes_few_large_messages_and_says_that_more_are_there() {
+        let database = TestDatabase::new().await;
+        let mut connection = queue(&database).await;
+        sqlx::query("truncate pgmq.q_core_events_demo")
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        // The first kind is stored in a hundredth of its size, the second one as it is.
+        for text in [
+            "repeat('x', 1000000)",
+            "(select string_agg(md5(n::text), '') from generate_series(1, 31250) n)",
+        ] {
+            let send = format!(
+                "insert into pgmq.q_core_events_demo (vt, message, headers)
+                 select core.now(), to_jsonb({text}), '{{\"handler\": \"h\", \"eventVersion\": 1}}'
+                 from generate_series(1, 12)"
+            );
+            sqlx::query(AssertSqlSafe(send).into_sql_str())
+                .execute(&mut *connection)
+                .await
+                .unwrap();
+        }
+        let wants = [Want {
+            slots: 100,
+            ..wants()[0].clone()
+        }];
+        let lease = Duration::from_mins(1);
+        let mut counts = Vec::new();
+        loop {
+            let claims = claim(
+                &mut connection,
+                QUEUE,
+                &wants,
+                Which::Ordinary,
+                lease,
+                i32::MAX,
+            )
+            .await
+            .unwrap();
+            counts.push(claims.messages.len());
+            if !claims.is_cut {
+                break;
+            }
+        }
+        // Of a megabyte each.
+        assert_eq!(counts, [9, 9, 6]);
     }
 
     #[tokio::test]

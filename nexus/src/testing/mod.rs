@@ -262,6 +262,7 @@
 mod app;
 mod checks;
 mod database;
+pub(crate) mod decoding;
 mod emitted;
 mod fault;
 mod isolated;

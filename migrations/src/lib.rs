@@ -56,6 +56,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     8 "0008_schedules",
     9 "0009_delayed_emits",
     10 "0010_pg_cron",
+    11 "0011_checks",
 ];
 
 /// The version that this build works with.

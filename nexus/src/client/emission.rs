@@ -70,7 +70,7 @@ impl<'a> Emission<'a> {
     }
 
     /// Stores the event once per key and namespace within 24 hours: a repetition returns the id of
-    /// the first, another event type or payload under the same key is an error. At most 1,000 bytes.
+    /// the first, another event type or payload under the same key is an error. From 1 to 1,000 bytes.
     ///
     /// The hours count from when the event is due. A repetition moves nothing: a delayed event stays
     /// due when the first emit said. Cancelling the event releases its key.

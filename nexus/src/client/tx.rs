@@ -148,7 +148,7 @@ impl Tx {
                 NOT_WHOLE.to_owned(),
             )));
         }
-        let outgoing = std::mem::take(&mut self.outgoing);
+        let outgoing = self.take_outgoing();
         let client = self.client.clone();
         // Options were set after the events were checked.
         client.check(&outgoing)?;
@@ -171,7 +171,13 @@ impl Tx {
 
     /// The events emitted so far, which leave the transaction's care.
     pub(crate) fn take_outgoing(&mut self) -> Vec<Outgoing> {
-        std::mem::take(&mut self.outgoing)
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        // A statement takes idempotency keys in this order. If it takes several statements, they have to
+        // follow it as well, else two transactions with the same keys wait for each other.
+        if super::chunks(&outgoing).len() > 1 {
+            outgoing.sort_by(|one, other| one.idempotency_key.cmp(&other.idempotency_key));
+        }
+        outgoing
     }
 
     pub(crate) async fn commit_only(mut self) -> sqlx::Result<()> {

@@ -52,6 +52,15 @@ pub enum EncodeError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The idempotency key is the empty text, which every event without a key of its own would share. Leave
+    /// it out instead.
+    #[error(
+        "the idempotency key of event `{event_type}` is empty: leave it out for an event that needs none"
+    )]
+    KeyEmpty {
+        /// The event type.
+        event_type: String,
+    },
     /// The event is to be emitted too long from now. Store the wish as a row of your own.
     #[error("event `{event_type}` is delayed by {delay:?}, the limit is {limit:?}: ten years")]
     DelayTooLong {

@@ -80,6 +80,9 @@ impl Outgoing {
             });
         }
         match &self.idempotency_key {
+            Some(key) if key.is_empty() => Err(EncodeError::KeyEmpty {
+                event_type: event_type(),
+            }),
             Some(key) if key.len() > LONGEST_KEY => Err(EncodeError::KeyTooLong {
                 event_type: event_type(),
                 bytes: key.len(),

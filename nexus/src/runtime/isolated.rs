@@ -75,6 +75,10 @@ async fn store(
     keeps: bool,
 ) -> Result<Vec<Outgoing>, End> {
     let failed = |error| End::Failed(Error::from(error));
+    // Options were set after the events were checked.
+    if let Err(error) = node.client.check(&emits) {
+        return Err(End::Failed(Error::permanent(error)));
+    }
     let Some(mut tx) = tx else {
         if keeps {
             node.client

@@ -391,7 +391,8 @@ fn complete_step(
 
 /// The id was drawn before, so a row that comes back with it is new. `do nothing` would return no id
 /// for a key that another transaction has just used. Of several events with one key the first is
-/// stored. A delayed event keeps its key until the period after it is due.
+/// stored. Keys are taken in order of their bytes, so that two statements never wait for each other. A
+/// delayed event keeps its key until the period after it is due.
 fn keys_step(Parameters { period, .. }: &Parameters, delays: bool) -> String {
     let from = if delays {
         "coalesce(e.due_at, core.now())"
@@ -401,11 +402,11 @@ fn keys_step(Parameters { period, .. }: &Parameters, delays: bool) -> String {
     format!(
         "k as (
              insert into core.idempotency_keys as i (namespace, key, event_id, fingerprint, expires_at)
-             select distinct on (e.idempotency_key)
+             select distinct on (e.idempotency_key collate \"C\")
                     $1, e.idempotency_key, e.event_id, core.event_fingerprint(e.event_type, e.payload),
                     {from} + {period}::bigint * interval '1 millisecond'
              from e where e.idempotency_key is not null
-             order by e.idempotency_key, e.n
+             order by e.idempotency_key collate \"C\", e.n
              on conflict (namespace, key) do update set
                  event_id = case when i.expires_at <= core.now() then excluded.event_id else i.event_id end,
                  fingerprint = case when i.expires_at <= core.now() then excluded.fingerprint else i.fingerprint end,

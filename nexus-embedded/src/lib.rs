@@ -119,4 +119,4 @@ mod watcher;
 pub use error::{Error, NoDownload};
 pub use options::Options;
 pub use server::{DEFAULT_DATABASE, Server};
-pub use source::{Source, resolve};
+pub use source::{Source, programs, resolve};

@@ -44,6 +44,22 @@ pub fn resolve(options: &Options) -> Result<Source, Error> {
     Server::start(options).map(Source::Embedded)
 }
 
+/// The folder with the programs of the PostgreSQL that an embedded server would run, for those who run one
+/// themselves. Starts nothing, but downloads where nothing else is found, as [`Server::start`] does.
+///
+/// # Errors
+///
+/// There is none; [`Error`] says what to do.
+pub fn programs(options: &Options) -> Result<std::path::PathBuf, Error> {
+    #[cfg(unix)]
+    return crate::discovery::find(options).map(|found| found.folder);
+    #[cfg(not(unix))]
+    {
+        let _ = options;
+        Err(Error::Unsupported)
+    }
+}
+
 impl Source {
     /// The connection string: the variable's value, or that of the embedded [`DEFAULT_DATABASE`].
     #[must_use]

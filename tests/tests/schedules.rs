@@ -771,9 +771,36 @@ async fn what_cannot_be_scheduled_is_refused_with_the_reason() {
             "event"
         ]
     );
+    // The texts are those of `#[cron]`.
+    for (expression, zone, text) in [
+        (
+            "61 24 * * *",
+            "UTC",
+            "cron expression `61 24 * * *` is not valid: invalid minute field `61` (allowed: 0-59); invalid hour field `24` (allowed: 0-23)",
+        ),
+        ("@every 5m", "UTC", "; write `*/5 * * * *`"),
+        ("@dayly", "UTC", "; did you mean `@daily`?; known names: "),
+        ("0 9 ? * MON", "UTC", "write `*` for any value"),
+        (
+            "@daily",
+            "berlin",
+            "unknown time zone `berlin`; did you mean `Europe/Berlin`?",
+        ),
+        ("@daily", "europe/berlin", "did you mean `Europe/Berlin`?"),
+        (
+            "report-7",
+            "UTC",
+            "cron expression `report-7` is not valid: a cron expression has 5 fields",
+        ),
+    ] {
+        let error = client.schedule("a", expression, &event).tz(zone).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+    let swapped = client.schedule("0 9 * * 1-5", "report-7", &event).await;
     assert_eq!(
-        refused[5].as_ref().unwrap_err().to_string(),
-        "time zone `Europe/Berln` is not known: use an IANA name such as `Europe/Berlin`"
+        swapped.unwrap_err().to_string(),
+        "cron expression `report-7` is not valid: `0 9 * * 1-5` could be one, and stands in the place of the name: the name comes first"
     );
     let unknown = "namespace `demo` has no scheduled task `till`; it has tills";
     for error in [
@@ -807,7 +834,7 @@ async fn a_task_that_cannot_be_computed_is_inactive_and_says_why() {
     })
     .await;
     let stored = task(client, "tills").await;
-    let reason = "time zone `Europe/Berln` is not known";
+    let reason = "unknown time zone `Europe/Berln`; did you mean `Europe/Berlin`?; a time zone is a name of the IANA database, such as `Europe/Berlin` or `UTC`";
     assert_eq!(stored.last_error.as_deref(), Some(reason));
     let error = client.run_schedule_now("tills").await.unwrap_err();
     assert_eq!(

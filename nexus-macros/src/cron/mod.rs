@@ -6,10 +6,8 @@
 
 mod check;
 mod expand;
-mod expression;
 mod model;
 mod parse;
-mod zone;
 
 use proc_macro2::TokenStream;
 

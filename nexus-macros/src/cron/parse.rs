@@ -10,7 +10,8 @@ use syn::{
     parse::{ParseStream, Parser},
 };
 
-use super::{expression, zone};
+use nexus_cron::{check_expression, check_time_zone};
+
 use crate::{
     attr::{Accepted, Arguments, is_macro, split_off},
     diagnostics::Diagnostics,
@@ -214,7 +215,7 @@ pub(super) fn schedule(
     diagnostics: &mut Diagnostics,
 ) -> Option<Schedule> {
     let expression = if let Some(literal) = arguments.leading.take() {
-        check_expression(&literal, diagnostics)
+        expression(&literal, diagnostics)
     } else {
         if !arguments.excused {
             diagnostics.error_over(
@@ -225,7 +226,7 @@ pub(super) fn schedule(
         None
     };
     let time_zone = match arguments.text("tz", diagnostics) {
-        Some(literal) => match zone::check(&literal.value()) {
+        Some(literal) => match check_time_zone(&literal.value()) {
             Ok(()) => Some(literal.value()),
             Err(reason) => {
                 diagnostics.error(literal.span(), reason);
@@ -244,9 +245,9 @@ pub(super) fn schedule(
     })
 }
 
-fn check_expression(literal: &LitStr, diagnostics: &mut Diagnostics) -> Option<String> {
+fn expression(literal: &LitStr, diagnostics: &mut Diagnostics) -> Option<String> {
     let text = literal.value();
-    match expression::check(&text) {
+    match check_expression(&text) {
         Ok(()) => Some(text.trim().to_owned()),
         Err(mistakes) => {
             for mistake in mistakes {

@@ -111,7 +111,7 @@ pub enum ScheduleError {
         expression: String,
     },
     /// The time zone is not known. Use an IANA name such as `Europe/Berlin`.
-    #[error("time zone `{time_zone}` is not known: use an IANA name such as `Europe/Berlin`")]
+    #[error("{reason}")]
     TimeZone {
         /// What was given.
         time_zone: String,
@@ -194,7 +194,9 @@ impl From<schedule::ScheduleError> for ScheduleError {
             schedule::ScheduleError::Expression { expression, reason } => {
                 Self::Expression { expression, reason }
             }
-            schedule::ScheduleError::TimeZone { time_zone, .. } => Self::TimeZone { time_zone },
+            schedule::ScheduleError::TimeZone { time_zone, reason } => {
+                Self::TimeZone { time_zone, reason }
+            }
             schedule::ScheduleError::Never { expression } => Self::Never { expression },
         }
     }
@@ -263,7 +265,7 @@ impl Scheduling<'_> {
             .map_err(|error| ScheduleError::Misfire {
                 reason: error.to_string(),
             })?;
-        let schedule = Schedule::parse(&self.expression, self.time_zone.as_deref())?;
+        let schedule = read(&self.name, &self.expression, self.time_zone.as_deref())?;
         let mut own;
         let connection = if let Some(connection) = self.connection {
             connection
@@ -317,6 +319,35 @@ impl fmt::Debug for Scheduling<'_> {
             .field("expression", &self.expression)
             .finish_non_exhaustive()
     }
+}
+
+/// Accepts what `#[cron]` accepts, and says the same of the rest.
+fn read(name: &str, expression: &str, time_zone: Option<&str>) -> Result<Schedule, ScheduleError> {
+    let refused = |reason| ScheduleError::Expression {
+        expression: expression.to_owned(),
+        reason,
+    };
+    let mistakes = schedule::mistakes(expression);
+    if mistakes.is_some() && schedule::mistakes(name).is_none() {
+        return Err(refused(format!(
+            "`{name}` could be one, and stands in the place of the name: the name comes first"
+        )));
+    }
+    let schedule = Schedule::parse(expression, time_zone)?;
+    if let Some(mistakes) = mistakes {
+        // What never comes due has an error of its own.
+        schedule.next_after(Timestamp::now())?;
+        return Err(refused(mistakes));
+    }
+    if let Some((zone, reason)) =
+        time_zone.and_then(|zone| Some((zone, schedule::zone_mistake(zone)?)))
+    {
+        return Err(ScheduleError::TimeZone {
+            time_zone: zone.to_owned(),
+            reason,
+        });
+    }
+    Ok(schedule)
 }
 
 fn check_task_name(name: &str) -> Result<(), ScheduleError> {

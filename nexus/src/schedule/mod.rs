@@ -40,6 +40,7 @@ use croner::{
     parser::{CronParser, Seconds, Year},
 };
 use jiff::{Timestamp, tz::TimeZone};
+use nexus_cron::{check_expression, check_time_zone};
 
 /// What becomes of due times that no node was there to fire.
 ///
@@ -77,11 +78,8 @@ pub(crate) struct Schedule {
 pub(crate) enum ScheduleError {
     #[error("cron expression `{expression}` is not valid: {reason}")]
     Expression { expression: String, reason: String },
-    #[error("time zone `{time_zone}` is not known")]
-    TimeZone {
-        time_zone: String,
-        source: jiff::Error,
-    },
+    #[error("{reason}")]
+    TimeZone { time_zone: String, reason: String },
     #[error("cron expression `{expression}` never comes due again")]
     Never { expression: String },
 }
@@ -93,15 +91,16 @@ impl Schedule {
             expression: expression.to_owned(),
             reason,
         };
-        let cron = read(expression).map_err(|error| invalid(what_is_wrong(expression, &error)))?;
+        let cron = read(expression)
+            .map_err(|error| invalid(mistakes(expression).unwrap_or_else(|| error.to_string())))?;
         if names_two_last_days(expression) {
             return Err(invalid("write `L` or `LW`, not both".to_owned()));
         }
         let time_zone = match time_zone {
             None => TimeZone::UTC,
-            Some(name) => TimeZone::get(name).map_err(|source| ScheduleError::TimeZone {
+            Some(name) => TimeZone::get(name).map_err(|error| ScheduleError::TimeZone {
                 time_zone: name.to_owned(),
-                source,
+                reason: zone_mistake(name).unwrap_or_else(|| error.to_string()),
             })?,
         };
         Ok(Self {
@@ -134,34 +133,21 @@ fn read(expression: &str) -> Result<Cron, CronError> {
         .parse(expression)
 }
 
-/// Which field `croner` means, whose errors do not say: each is read alone.
-fn what_is_wrong(expression: &str, error: &CronError) -> String {
-    const FIELDS: [&str; 6] = [
-        "second (0-59)",
-        "minute (0-59)",
-        "hour (0-23)",
-        "day of the month (1-31)",
-        "month (1-12 or JAN-DEC)",
-        "day of the week (0-7 or SUN-SAT)",
-    ];
-    let found: Vec<&str> = expression.split_whitespace().collect();
-    let fields = match found.len() {
-        5 => &FIELDS[1..],
-        6 => &FIELDS[..],
-        count => {
-            return format!(
-                "it has {count} fields; write five, six with seconds first, or a name such as `@hourly`"
-            );
-        }
-    };
-    for (position, (text, field)) in found.iter().zip(fields).enumerate() {
-        let mut alone = vec!["*"; found.len()];
-        alone[position] = text;
-        if read(&alone.join(" ")).is_err() {
-            return format!("`{text}` is no {field}");
-        }
-    }
-    error.to_string()
+/// What `#[cron]` would say of an expression; it accepts less than `croner`, whose errors do not say which
+/// field is meant.
+pub(crate) fn mistakes(expression: &str) -> Option<String> {
+    let mistakes = check_expression(expression).err()?;
+    let texts: Vec<String> = mistakes
+        .into_iter()
+        .map(|mistake| mistake.message.replace('\n', "; "))
+        .collect();
+    Some(texts.join("; "))
+}
+
+/// What `#[cron]` would say of a time zone.
+pub(crate) fn zone_mistake(time_zone: &str) -> Option<String> {
+    let text = check_time_zone(time_zone).err()?;
+    Some(text.replace('\n', "; "))
 }
 
 /// Whether both the last day and the last working day are named; `croner` forgets the first of them.
@@ -187,18 +173,19 @@ mod tests {
         };
         assert_eq!(
             reason("61 * * * *"),
-            "cron expression `61 * * * *` is not valid: `61` is no minute (0-59)"
+            "cron expression `61 * * * *` is not valid: invalid minute field `61` (allowed: 0-59)"
         );
         assert_eq!(
             reason("0 0 9 * * MOO"),
-            "cron expression `0 0 9 * * MOO` is not valid: `MOO` is no day of the week (0-7 or SUN-SAT)"
+            "cron expression `0 0 9 * * MOO` is not valid: invalid day-of-week field `MOO` (allowed: 0-7, or SUN to SAT)"
         );
-        for few in ["* * *", "@dayly", ""] {
-            assert!(
-                reason(few).contains("fields; write five"),
-                "{}",
-                reason(few)
-            );
+        for (wrong, part) in [
+            ("* * *", "this one has 3"),
+            ("@dayly", "did you mean `@daily`?"),
+            ("@every 5m", "write `*/5 * * * *`"),
+            ("", "is empty; write five fields"),
+        ] {
+            assert!(reason(wrong).contains(part), "{}", reason(wrong));
         }
     }
 
@@ -289,7 +276,10 @@ mod tests {
         assert!(both.to_string().ends_with("write `L` or `LW`, not both"));
         assert!(Schedule::parse("61 * * * *", None).is_err());
         let error = Schedule::parse("* * * * *", Some("Europe/Berln")).unwrap_err();
-        assert_eq!(error.to_string(), "time zone `Europe/Berln` is not known");
+        assert_eq!(
+            error.to_string(),
+            "unknown time zone `Europe/Berln`; did you mean `Europe/Berlin`?; a time zone is a name of the IANA database, such as `Europe/Berlin` or `UTC`"
+        );
         let never = Schedule::parse("0 0 31 2 *", None).unwrap();
         assert!(never.next_after(at("2026-01-01T00:00:00Z")).is_err());
     }

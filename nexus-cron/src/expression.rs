@@ -1,4 +1,4 @@
-//! The cron expressions that `#[cron]` accepts.
+//! The cron expressions that are accepted.
 //!
 //! ```text
 //! expression   = nickname | [second] minute hour day-of-month month day-of-week
@@ -21,13 +21,15 @@
 
 use std::ops::Range;
 
-use crate::diagnostics::{closest, did_you_mean};
+use crate::guess::{closest, did_you_mean};
 
 /// A mistake and the bytes of the expression that it is in.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mistake {
-    pub(super) at: Range<usize>,
-    message: String,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The bytes of the expression.
+    pub at: Range<usize>,
+    /// What is wrong, and what to write instead.
+    pub message: String,
 }
 
 impl Mistake {
@@ -39,7 +41,8 @@ impl Mistake {
     }
 
     /// The message, and under the expression a line that points at the mistake.
-    pub(super) fn display_in(&self, text: &str) -> String {
+    #[must_use]
+    pub fn display_in(&self, text: &str) -> String {
         if text.trim().is_empty() {
             return self.message.clone();
         }
@@ -121,8 +124,12 @@ const DAY_OF_WEEK: &str = "day-of-week";
 /// The values of a field, as bits; `None` if they depend on the month (`L`, `W`, `#`).
 type Values = Option<u64>;
 
-/// Checks an expression; each field that is wrong is a mistake of its own.
-pub(super) fn check(text: &str) -> Result<(), Vec<Mistake>> {
+/// Checks an expression.
+///
+/// # Errors
+///
+/// Each field that is wrong is a mistake of its own.
+pub fn check_expression(text: &str) -> Result<(), Vec<Mistake>> {
     let start = text.len() - text.trim_start().len();
     let whole = start..text.trim_end().len().max(start);
     let trimmed = text.trim();
@@ -192,11 +199,34 @@ fn check_nickname(text: &str) -> Result<(), String> {
     if NICKNAMES.contains(&&*given) {
         return Ok(());
     }
+    if let Some(instead) = given.strip_prefix("@every ").and_then(every) {
+        return Err(format!(
+            "unknown cron expression `{text}`; write `{instead}`"
+        ));
+    }
     Err(format!(
         "unknown cron expression `{text}`{}\nknown names: `{}`",
         did_you_mean(closest(&given, NICKNAMES)),
         NICKNAMES.join("`, `")
     ))
+}
+
+/// What other programs write as `@every 5m`, where there is an expression for it.
+fn every(duration: &str) -> Option<String> {
+    let duration = duration.trim();
+    let unit = duration.len().checked_sub(1)?;
+    let count = number(duration.get(..unit)?)?;
+    let divides = |whole: u32| count > 0 && count < whole && whole.is_multiple_of(count);
+    match (count, &duration[unit..]) {
+        (1, "h") => Some("@hourly".to_owned()),
+        (24, "h") => Some("@daily".to_owned()),
+        (1, "m") => Some("* * * * *".to_owned()),
+        (1, "s") => Some("* * * * * *".to_owned()),
+        (_, "h") if divides(24) => Some(format!("0 */{count} * * *")),
+        (_, "m") if divides(60) => Some(format!("*/{count} * * * *")),
+        (_, "s") if divides(60) => Some(format!("*/{count} * * * * *")),
+        _ => None,
+    }
 }
 
 fn never_due(days: u64, months: u64) -> bool {
@@ -390,7 +420,7 @@ mod tests {
         "@Daily",
     ];
 
-    const REFUSED: [(&str, &str, &str); 36] = [
+    const REFUSED: [(&str, &str, &str); 42] = [
         ("*,5 * * * *", "*", "write it alone"),
         (
             "61 * * * *",
@@ -457,19 +487,25 @@ mod tests {
         ("  ", "", "is empty"),
         ("@dayly", "@dayly", "did you mean `@daily`?"),
         ("@reboot", "@reboot", "known names: `@yearly`"),
+        ("@every 5m", "@every 5m", "; write `*/5 * * * *`"),
+        ("@Every 1h", "@Every 1h", "; write `@hourly`"),
+        ("@every 6h", "@every 6h", "; write `0 */6 * * *`"),
+        ("@every 30s", "@every 30s", "; write `*/30 * * * * *`"),
+        ("@every 7m", "@every 7m", "known names: `@yearly`"),
+        ("@every ä", "@every ä", "known names: `@yearly`"),
         ("0 0 30 2 *", "30 2", "never due"),
         ("0 0 31 2,4,6 *", "31 2,4,6", "never due"),
     ];
 
     fn only_mistake(text: &str) -> Mistake {
-        let mut mistakes = check(text).unwrap_err();
+        let mut mistakes = check_expression(text).unwrap_err();
         assert_eq!(mistakes.len(), 1, "{text:?}: {mistakes:?}");
         mistakes.remove(0)
     }
 
     #[test]
     fn says_all_that_is_wrong() {
-        let mistakes = check("61 24 * 13 *").unwrap_err();
+        let mistakes = check_expression("61 24 * 13 *").unwrap_err();
         let at: Vec<_> = mistakes.into_iter().map(|mistake| mistake.at).collect();
         assert_eq!(at, [0..2, 3..5, 8..10]);
     }
@@ -477,7 +513,7 @@ mod tests {
     #[test]
     fn accepts_cron() {
         for text in ACCEPTED {
-            assert_eq!(check(text), Ok(()), "{text}");
+            assert_eq!(check_expression(text), Ok(()), "{text}");
         }
     }
 
@@ -529,7 +565,7 @@ mod tests {
                             let item = format!("{first}{joint}{second}{tail}");
                             fields[field] = &item;
                             let text = fields.join(" ");
-                            if check(&text).is_ok() {
+                            if check_expression(&text).is_ok() {
                                 accepted += 1;
                                 assert!(scheduler.parse(&text).is_ok(), "{text}");
                             }

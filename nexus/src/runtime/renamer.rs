@@ -25,10 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(node: Arc<Node>) {
     while !node.stop.is_cancelled() {
-        if let Err(error) = move_all(&node).await {
-            if !node.mend(&error).await {
-                tracing::warn!(%error, "could not move messages of a former name, trying again");
-            }
+        if let Err(error) = move_all(&node).await
+            && !node.mend(&error).await
+        {
+            tracing::warn!(%error, "could not move messages of a former name, trying again");
         }
         tokio::select! {
             () = node.points.sleep(Sleeper::Renamer, EVERY) => {}

@@ -10,6 +10,7 @@ mod connect;
 mod delayed;
 mod emission;
 mod error;
+mod executor;
 mod operate;
 mod schedules;
 mod tx;

@@ -20,7 +20,8 @@ use crate::event::{EncodeError, Event, Outgoing};
 /// A transaction: your own statements, emits, and (in a handler) the completion of the message
 /// commit together or not at all.
 ///
-/// It derefs to [`PgConnection`], so `sqlx::query(…).execute(&mut **tx)` works. A handler cannot
+/// It derefs to [`PgConnection`], so a function of yours may take `&mut PgConnection`, and statements
+/// are sent by `sqlx::query(…).execute(&mut *tx)`, in a handler too. A handler cannot
 /// commit it: `Ok` commits, `Err` rolls back, and one that sends `commit` as a statement is
 /// dead-lettered. Outside of handlers it comes from [`Client::begin`].
 ///
@@ -42,7 +43,7 @@ use crate::event::{EncodeError, Event, Outgoing};
 /// async fn open_account(user: UserCreated, tx: &mut Tx) -> nexus::Result {
 ///     sqlx::query("insert into accounts (user_id) values ($1)")
 ///         .bind(user.user_id)
-///         .execute(&mut **tx)
+///         .execute(&mut *tx)
 ///         .await?;
 ///     tx.emit(&AccountOpened { user_id: user.user_id })?;
 ///     Ok(()) // row, event and completion commit together
@@ -88,7 +89,8 @@ impl Tx {
         PgTransactionManager::get_transaction_depth(self) == 1
     }
 
-    /// Emits an event with this transaction; what it returns sets options.
+    /// Emits an event with this transaction; what it returns sets options. The event has no id before the
+    /// commit; where you need it, such as to cancel a delayed event, use [`Client::emit_in`] with the transaction.
     ///
     /// # Errors
     ///

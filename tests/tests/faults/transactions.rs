@@ -66,6 +66,54 @@ async fn commits_slowly(order: Order, tx: &mut Tx) -> nexus::Result {
     Ok(())
 }
 
+/// Sends statements in each of the ways that a user of `sqlx` may try.
+#[handler(max_attempts = 1)]
+async fn sends_statements(order: Order, tx: &mut Tx) -> nexus::Result {
+    async fn of_any<'c>(to: impl sqlx::PgExecutor<'c>, number: i64) -> sqlx::Result<()> {
+        insert(number).execute(to).await.map(drop)
+    }
+    async fn of_connection(to: &mut PgConnection, number: i64) -> sqlx::Result<()> {
+        insert(number).execute(to).await.map(drop)
+    }
+    async fn within<'c>(
+        to: impl sqlx::Acquire<'c, Database = sqlx::Postgres>,
+        number: i64,
+    ) -> sqlx::Result<()> {
+        let mut savepoint = to.begin().await?;
+        insert(number).execute(&mut *savepoint).await?;
+        savepoint.commit().await
+    }
+    let insert = |number| insert(order.number + number);
+    insert(0).execute(&mut *tx).await?;
+    insert(1).execute(&mut **tx).await?;
+    of_any(&mut *tx, order.number + 2).await?;
+    of_connection(tx, order.number + 3).await?;
+    of_connection(&mut *tx, order.number + 4).await?;
+    within(&mut *tx, order.number + 5).await?;
+    sqlx::Executor::execute(&mut *tx, "select 1").await?;
+    let described =
+        sqlx::Executor::describe(&mut *tx, sqlx::SqlStr::from_static("select 1")).await?;
+    assert_eq!(described.columns().len(), 1);
+    let one: Option<i64> = sqlx::query_scalar("select number from effects where number = $1")
+        .bind(order.number)
+        .fetch_optional(&mut *tx)
+        .await?;
+    assert_eq!(one, Some(order.number));
+    let all: Vec<i64> = sqlx::query_scalar("select number from effects order by number")
+        .fetch_all(&mut *tx)
+        .await?;
+    assert_eq!(all.len(), 6);
+    // The last one may take it away.
+    insert(6).execute(tx).await?;
+    Ok(())
+}
+
+type Statement = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+fn insert(number: i64) -> Statement {
+    sqlx::query("insert into effects values ($1)").bind(number)
+}
+
 struct PanicsWhenDropped;
 
 impl Drop for PanicsWhenDropped {
@@ -100,6 +148,26 @@ async fn savepoints_that_are_dropped_forgotten_or_cancelled_lose_nothing() {
     app.client().emit_all(&events).await.unwrap();
     within("all is settled", app.idle()).await.unwrap();
     assert_eq!(test.numbers("effects").await, [0, 1, 2, 3, 4, 101]);
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn statements_are_sent_in_whichever_way_sqlx_knows() {
+    let test = Test::new().await;
+    let app = nexus::start(test.app(["sends_statements"])).await.unwrap();
+    app.client().emit(&order(10, "")).await.unwrap();
+    within("it is idle", app.idle()).await.unwrap();
+    assert_eq!(app.stats()[0].completed, 1, "{:?}", app.stats());
+
+    // Outside of handlers a transaction is no reference.
+    let mut tx = app.client().begin().await.unwrap();
+    insert(20).execute(&mut tx).await.unwrap();
+    insert(21).execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(
+        test.numbers("effects").await,
+        [10, 11, 12, 13, 14, 15, 16, 20, 21]
+    );
     stop(app).await;
 }
 

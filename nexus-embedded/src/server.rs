@@ -68,6 +68,31 @@ impl Server {
         format!("postgres://nexus@localhost:5432/{database}?host={socket}&sslmode=disable")
     }
 
+    /// A command for a shell that opens one of its databases, such as [`DEFAULT_DATABASE`].
+    ///
+    /// It names role, socket, port and database, so that `PG*` variables of the environment change none of
+    /// them. `psql` has to be on the path; the server's own is among its [programs](Self::binaries).
+    #[must_use]
+    pub fn psql(&self, database: &str) -> String {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+        let value = |value: &str| {
+            if value.bytes().all(is_plain) {
+                value.to_owned()
+            } else {
+                let escaped = value.replace('\\', r"\\").replace('\'', r"\'");
+                format!("'{escaped}'")
+            }
+        };
+        let socket = self.socket.to_string_lossy();
+        let connection = format!(
+            "host={} port=5432 user=nexus dbname={}",
+            value(&socket),
+            value(database)
+        );
+        // For the shell: what ends its quotes is written outside of them.
+        format!("psql '{}'", connection.replace('\'', r"'\''"))
+    }
+
     /// The folder with the programs of the PostgreSQL that was found: `postgres`, mostly `psql` too.
     ///
     /// A server that was joined may have been started from another folder with the same major version.
@@ -132,6 +157,37 @@ mod tests {
         assert_eq!(
             server.url("my/db?"),
             "postgres://nexus@localhost:5432/my%2Fdb%3F?host=/tmp/a%20b%2Bc%26d/%C3%BC&sslmode=disable"
+        );
+    }
+
+    #[test]
+    fn a_psql_command_survives_any_database_and_folder() {
+        let psql = |socket: &str, database: &str| {
+            let server = Server {
+                binaries: PathBuf::new(),
+                major: 18,
+                data: PathBuf::new(),
+                socket: PathBuf::from(socket),
+                log: PathBuf::new(),
+                started: true,
+                _registration: Registration(PathBuf::new()),
+            };
+            server.psql(database)
+        };
+        assert_eq!(
+            psql("/dev/shm/nexus-0/s", "nexus"),
+            "psql 'host=/dev/shm/nexus-0/s port=5432 user=nexus dbname=nexus'"
+        );
+        let odd = psql("/tmp/a 'b'", r"c\d");
+        // What a shell makes of it is what libpq reads.
+        let command = odd.replacen("psql", "printf %s", 1);
+        let read = std::process::Command::new("sh")
+            .args(["-c", &command])
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(read.stdout).unwrap(),
+            r"host='/tmp/a \'b\'' port=5432 user=nexus dbname='c\\d'"
         );
     }
 }

@@ -199,6 +199,20 @@ pub(crate) struct Config {
 
 const DAY: Duration = Duration::from_hours(24);
 
+/// What a URL of a database looks like.
+pub(crate) const URL_EXAMPLE: &str = "postgres://user:password@host:5432/database";
+
+/// The scheme of a URL that is no database of Postgres'. The rest of it is nobody's business: it may hold a
+/// password.
+pub(crate) fn other_scheme(url: &str) -> Option<&str> {
+    let (scheme, _) = url.trim_start().split_once("://")?;
+    let is_ours = ["postgres", "postgresql"]
+        .iter()
+        .any(|ours| scheme.eq_ignore_ascii_case(ours));
+    let is_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    (!is_ours && scheme.bytes().all(is_scheme)).then_some(scheme)
+}
+
 impl Config {
     /// Every wrong variable is reported.
     pub(crate) fn resolve(
@@ -245,6 +259,15 @@ impl Config {
                     .into_iter()
                     .find_map(|variable| environment.text(variable).map(|url| (url, variable)))
             });
+        if let Some((url, variable)) = &database_url
+            && let Some(scheme) = other_scheme(url)
+        {
+            keep(ConfigError {
+                variable,
+                value: format!("{scheme}://…"),
+                accepted: format!("it is not a database URL such as {URL_EXAMPLE}"),
+            });
+        }
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -335,6 +358,26 @@ mod tests {
     }
 
     #[test]
+    fn knows_the_urls_of_postgres_by_their_scheme() {
+        for ours in [
+            "postgres://db/shop",
+            "postgresql://db/shop",
+            "Postgres://db/shop",
+            // Whoever connects says what is wrong with these.
+            "host=db dbname=shop",
+            "se:cret@db://shop",
+            "",
+        ] {
+            assert_eq!(other_scheme(ours), None, "{ours}");
+        }
+        assert_eq!(other_scheme("mysql://db/shop"), Some("mysql"));
+        assert_eq!(
+            other_scheme(" jdbc+postgresql://db"),
+            Some("jdbc+postgresql")
+        );
+    }
+
+    #[test]
     fn takes_levels_and_filters_but_no_single_word_that_is_neither() {
         let filter = |value: &str| {
             let lookup = |name: &str| (name == "CORE_LOG_LEVEL").then(|| value.to_owned());
@@ -361,9 +404,14 @@ mod tests {
             ("CORE_IDLE_POLL_INTERVAL_MS", "soon"),
             ("CORE_VISIBILITY_TIMEOUT_SECONDS", "0"),
             ("CORE_BATCH_SIZE", "-1"),
+            ("DATABASE_URL", "mysql://root:secret@db/shop"),
         ];
         let errors = resolve(&variables, &Overrides::default()).unwrap_err();
-        assert_eq!(errors.len(), 4);
+        assert_eq!(errors.len(), 5);
+        assert_eq!(
+            errors[4].to_string(),
+            "DATABASE_URL is `mysql://…`, which is refused: it is not a database URL such as postgres://user:password@host:5432/database"
+        );
         assert_eq!(
             errors[2].to_string(),
             "CORE_VISIBILITY_TIMEOUT_SECONDS is `0`, which is refused: a whole number of seconds from 1 to 43200"

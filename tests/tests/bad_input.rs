@@ -387,9 +387,25 @@ async fn bad_values_in_the_environment_are_named_with_what_is_accepted() {
         text.contains("CORE_VISIBILITY_TIMEOUT_SECONDS is `soon`, which is refused: a whole number of seconds from 1 to 43200"),
         "{text}"
     );
-    let text = said(&[("VICTIM_STAYS", "1"), ("CORE_LOG_LEVEL", "nexus=loud")]);
+    let text = said(&[
+        ("VICTIM_STAYS", "1"),
+        ("CORE_LOG_LEVEL", "nexus=loud"),
+        ("CORE_BATCH_SIZE", "0"),
+        ("DATABASE_URL", "mysql://ada:s3cret@db/shop"),
+    ]);
+    for refused in [
+        "CORE_LOG_LEVEL is `nexus=loud`, which is refused",
+        "CORE_BATCH_SIZE is `0`, which is refused",
+        "DATABASE_URL is `mysql://…`, which is refused: it is not a database URL such as postgres://",
+    ] {
+        assert!(text.contains(refused), "no {refused} in {text}");
+    }
+    assert!(!text.contains("s3cret"), "{text}");
+    let error = nexus::Database::from_url("mysql://ada:s3cret@db/shop", "SHOP_URL").unwrap_err();
+    let text = nexus::Error::from(error).to_string();
     assert!(
-        text.contains("CORE_LOG_LEVEL is `nexus=loud`, which is refused"),
+        text.starts_with("SHOP_URL is not a database URL such as postgres://")
+            && text.ends_with("it begins with mysql://"),
         "{text}"
     );
 }

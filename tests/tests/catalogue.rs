@@ -127,7 +127,7 @@ fn an_unknown_name_is_answered_with_those_there_are() {
         problems,
         [
             "App::only names `ship_oder`, which is no handler or scheduled task; did you mean `ship_order`? Known are dunning, invoice, morning_came, ship_order, tidy_up",
-            "App::groups names `billing`, which is the group of no handler; there is none",
+            "App::groups names `billing`, which is the group of no handler; there is none; the linker leaves out a crate that no source file mentions: if it is in such a one, mention that by `nexus::link!(its_crate);`",
         ]
     );
 }
@@ -365,8 +365,9 @@ fn a_difference_a_missing_and_a_broken_file_fail_with_what_to_run() {
         ),
         "{text}"
     );
+    let if_meant = format!("\nIf all of this is meant, run {how}. Where something is missing");
     assert!(
-        text.ends_with(&format!("If all of this is meant, run {how}.")),
+        text.contains(&if_meant) && text.ends_with("`nexus::link!(its_crate);`."),
         "{text}"
     );
 }

@@ -3,9 +3,10 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
@@ -186,6 +187,47 @@ async fn data_of_other_migrations_are_named_by_their_folder() {
     nexus_migrations::up(&server.url("nexus").parse().unwrap())
         .await
         .unwrap();
+    let running = pid(&server);
+    drop(server);
+    gone(&running).await;
+}
+
+#[tokio::test]
+async fn the_start_says_how_to_look_into_the_database() {
+    let folder = folder();
+    let server = start(Options::dev().data_folder(folder.path())).await;
+    let psql = server.psql("nexus");
+    let mut app = Command::new(env!("CARGO_BIN_EXE_victim"))
+        .env_remove("DATABASE_URL")
+        .env_remove("CORE_DATABASE_URL")
+        .env("VICTIM_HANDLERS", "work")
+        .env("VICTIM_STAYS", "1")
+        .env("NEXUS_PG_DATA", folder.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(app.stderr.take().unwrap()).lines();
+    let said: Vec<String> = lines
+        .map_while(Result::ok)
+        .take_while(|line| !line.contains("collected"))
+        .collect();
+    app.kill().unwrap();
+    app.wait().unwrap();
+    assert!(
+        said.iter().any(|line| line.ends_with(&psql)),
+        "no {psql} in {said:#?}"
+    );
+
+    let path = std::env::var("PATH").unwrap();
+    let shown = Command::new("sh")
+        .args(["-c", &format!("{psql} -Atc 'select current_database()'")])
+        .env("PATH", format!("{path}:{}", server.binaries().display()))
+        // As if it had been written for another server.
+        .envs([("PGHOST", "nowhere"), ("PGPORT", "1"), ("PGUSER", "nobody")])
+        .output()
+        .unwrap();
+    assert!(shown.status.success(), "{shown:?}");
+    assert_eq!(shown.stdout, b"nexus\n");
     let running = pid(&server);
     drop(server);
     gone(&running).await;

@@ -38,7 +38,22 @@ fn a_crate_that_is_not_mentioned_is_missing_and_shows() {
         ),
         "{problems}"
     );
+    let problems = problems.to_string();
+    assert!(problems.ends_with(LINK), "{problems}");
+    let problems = app().groups(["returns"]).validate().unwrap_err();
+    assert!(problems.to_string().ends_with(LINK), "{problems}");
+    // A name that was mistyped is not a crate that is missing, and a list is what it lists.
+    let problems = app().only(["book_invoise"]).validate().unwrap_err();
+    assert!(!problems.to_string().contains("link!"), "{problems}");
+    let problems = nexus::app! {}
+        .only(["allow_returns"])
+        .validate()
+        .unwrap_err();
+    assert!(!problems.to_string().contains("link!"), "{problems}");
 }
+
+/// What is said where a crate may be missing.
+const LINK: &str = "if it is in such a one, mention that by `nexus::link!(its_crate);`";
 
 #[test]
 fn a_binary_has_what_the_crates_it_mentions_have() {

@@ -73,6 +73,10 @@ async fn obey_in_sql(command: Envelope<Command>, tx: &mut Tx) -> nexus::Result {
         // The transaction is aborted now, whatever the handler returns.
         let _ = sqlx::query("select 1/0").execute(&mut **tx).await;
     }
+    if command.say == "divide" {
+        let divided = sqlx::query("select 1/0").execute(&mut *tx).await;
+        return Err(Error::permanent(Wrapped(divided.unwrap_err())));
+    }
     if command.say == "commit by hand" {
         sqlx::query("commit").execute(&mut **tx).await?;
     }
@@ -81,6 +85,22 @@ async fn obey_in_sql(command: Envelope<Command>, tx: &mut Tx) -> nexus::Result {
         sqlx::raw_sql("commit; begin").execute(&mut **tx).await?;
     }
     Ok(())
+}
+
+/// An error of a library, which shows its source itself.
+#[derive(Debug)]
+struct Wrapped(sqlx::Error);
+
+impl std::fmt::Display for Wrapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no share ({}) for anybody", self.0)
+    }
+}
+
+impl std::error::Error for Wrapped {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
 }
 
 /// Takes many at once and chokes on one of them.
@@ -248,7 +268,24 @@ async fn dead_letters_hold_the_history_and_can_be_redriven() {
     assert_eq!(again, [(1, 1), (2, 1)]);
     assert!(test.letters().await.is_empty());
     assert_eq!(test.app.client().redrive("default", &ids).await.unwrap(), 0);
-    assert!(test.app.client().dead_letters("nobody", 1).await.is_err());
+    let error = test.app.client().dead_letters("nobody", 1).await;
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "namespace `demo` has no group `nobody`; it has default"
+    );
+}
+
+#[tokio::test]
+async fn an_error_of_the_server_is_stored_without_the_line_of_the_servers_source() {
+    let test = Test::new("obey_in_sql").await;
+    test.emit(&[command(1, "divide")]).await;
+    test.idle().await;
+    let letter = test.app.only_dead_letter().await;
+    let said = "error returned from database: division by zero";
+    assert_eq!(
+        letter.error.unwrap(),
+        format!("no share ({said}) for anybody: {said}")
+    );
 }
 
 #[tokio::test]

@@ -200,12 +200,15 @@ async fn stores_what_the_client_stores() {
     assert_eq!(rows(&pool, time).await, [json!({"is": true})]);
 }
 
+/// The trace context of a request.
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 #[tokio::test]
 async fn options_reach_the_handlers() {
     let mut test = Test::new().await;
     let options = json!({
         "version": 2, "key": "k", "correlationId": "c", "causationId": "17", "producerNodeId": "cron-box",
-        "traceparent": "00-1", "tracestate": "a=b", "metadata": {"who": "me"},
+        "traceparent": TRACE, "tracestate": "a=b", "metadata": {"who": "me"},
     });
     let id = emit(&test.pool, &parcel(), &options).await.unwrap();
     let seen = test.next().await;
@@ -220,13 +223,22 @@ async fn options_reach_the_handlers() {
         assert_eq!(meta.correlation_id(), Some("c"));
         assert_eq!(meta.causation_id(), Some("17"));
         assert_eq!(meta.producer_node_id(), "cron-box");
-        assert_eq!(meta.traceparent(), Some("00-1"));
+        assert_eq!(meta.traceparent(), Some(TRACE));
     }
     let log = rows(&test.pool, "select metadata from core.event_log").await;
     assert_eq!(
         log[0]["metadata"],
-        json!({"who": "me", "traceparent": "00-1", "tracestate": "a=b"})
+        json!({"who": "me", "traceparent": TRACE, "tracestate": "a=b"})
     );
+
+    // What has not the form of a trace context is not passed on, and costs nothing else.
+    for bad in ["00-1", ""] {
+        let options = json!({"version": 2, "traceparent": bad, "tracestate": "a=b"});
+        emit(&test.pool, &parcel(), &options).await.unwrap();
+        for (who, (_, meta)) in &test.next().await {
+            assert_eq!(meta.traceparent(), None, "{who}");
+        }
+    }
     test.app.shutdown().await;
 }
 

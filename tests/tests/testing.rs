@@ -358,6 +358,17 @@ async fn retries_come_due_when_the_clock_moves() {
     app.client().emit(&refused).await.unwrap();
     app.settled().await;
     assert_eq!(app.attempts("charge").len(), 1);
+    let text = complaint(app.only_dead_letter()).await;
+    assert!(
+        text.contains(
+            "expected one dead letter, found none\nwaiting for a later time (`drained()`"
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains("attempt 2 (attempt 1 failed: the card was refused)"),
+        "{text}"
+    );
     // An hour with a jitter of a fifth.
     app.advance(Duration::from_mins(73)).await;
     app.settled().await;
@@ -548,7 +559,7 @@ async fn a_handler_runs_alone_with_an_envelope_of_the_tests_shape() {
     );
     let text = complaint(app.run_handler("chrage", TestEnvelope::of(&order(1)))).await;
     assert!(
-        text.contains("no handler `chrage`; it has `charge`"),
+        text.contains("no handler `chrage`; it has `charge` (the linker leaves out a crate"),
         "{text}"
     );
 }

@@ -71,6 +71,8 @@ pub struct App {
     handlers: Vec<&'static HandlerDescriptor>,
     events: Vec<&'static EventDescriptor>,
     tasks: Vec<&'static TaskDescriptor>,
+    /// By the linker; else they are a list in the source.
+    is_discovered: bool,
     filters: Vec<Filter>,
     states: StateMap,
     overrides: Overrides,
@@ -214,7 +216,10 @@ impl App {
     /// A crate that is a dependency only for its handlers must be named once in the source, with
     /// [`nexus::link!`](crate::link), or the linker leaves it out.
     pub fn discover() -> Self {
-        Self::of(registry::handlers(), registry::events(), registry::tasks())
+        Self {
+            is_discovered: true,
+            ..Self::of(registry::handlers(), registry::events(), registry::tasks())
+        }
     }
 
     /// What [`app!`](crate::app!) makes of its list.
@@ -236,6 +241,7 @@ impl App {
             handlers,
             events,
             tasks,
+            is_discovered: false,
             filters: Vec::new(),
             states: StateMap::default(),
             overrides: Overrides::default(),
@@ -460,6 +466,11 @@ impl App {
             .retention
             .get_or_insert(Duration::from_hours(24 * 365 * 100));
         self
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_discovered(&self) -> bool {
+        self.is_discovered
     }
 
     #[cfg(feature = "testing")]

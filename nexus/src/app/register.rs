@@ -11,7 +11,7 @@ use super::{App, Scheduler, StartError, pg_cron, select::Selected};
 use crate::{
     config::Config,
     event::{EventDescriptor, Origin},
-    registry::{TaskDescriptor, TaskPayload, Trigger},
+    registry::{LINK_ITS_CRATE, TaskDescriptor, TaskPayload, Trigger},
     runtime::{Declaration, DeclaredTask, Route},
     schedule,
     store::{
@@ -109,7 +109,7 @@ pub(super) async fn register(
             group = orphan.group,
             handler = orphan.handler,
             event_type = orphan.event_type,
-            "no live build declares this handler any more; what is sent to it waits until a build does"
+            "no live build declares this handler any more; what is sent to it waits until a build does. If this build should: {LINK_ITS_CRATE}"
         );
     }
     Ok(Registered {

@@ -1,7 +1,7 @@
 use std::{io::IsTerminal, time::Duration};
 
 use super::{App, StartError, start, start::environment};
-use crate::config::{self, Environment};
+use crate::config::{self, Config, Environment};
 
 /// Connects, migrates, registers, and works until SIGINT or SIGTERM; then stops gently. A second
 /// signal gives up what still runs.
@@ -13,8 +13,14 @@ use crate::config::{self, Environment};
 ///
 /// [`StartError`], or that this node had to stop because another took its id.
 pub async fn run(app: App) -> crate::Result {
-    let filter = config::log_filter(&Environment::new(&environment))
-        .map_err(|error| StartError::Config(vec![error]))?;
+    let lookup = environment;
+    let environment = Environment::new(&lookup);
+    let filter = config::log_filter(&environment).map_err(|error| {
+        // Told together with the others, which nobody would come to otherwise.
+        let others = Config::resolve(&app.overrides, &environment).err();
+        let all = std::iter::once(error).chain(others.into_iter().flatten());
+        StartError::Config(all.collect())
+    })?;
     // An error means that the program has a subscriber of its own.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,11 +1,13 @@
 //! Which of the linked handlers, event types and scheduled tasks belong to the app.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::App;
 use crate::{
     event::EventDescriptor,
-    registry::{HandlerDescriptor, Problem, TaskDescriptor, Trigger, known},
+    registry::{
+        HandlerDescriptor, LINK_ITS_CRATE, Problem, TaskDescriptor, Trigger, known, nearest,
+    },
 };
 
 /// What [`App::only`] and [`App::groups`] keep. Applied late, because the app's name, which is the
@@ -24,6 +26,8 @@ pub(super) struct Selected {
     pub(super) tasks: Vec<&'static TaskDescriptor>,
     /// Filters that name what is not there.
     pub(super) problems: Vec<Problem>,
+    /// Whether it is what the linker has collected, and not a list.
+    is_discovered: bool,
 }
 
 impl App {
@@ -33,6 +37,7 @@ impl App {
             events: self.events.clone(),
             tasks: self.tasks.clone(),
             problems: Vec::new(),
+            is_discovered: self.is_discovered,
         };
         for filter in &self.filters {
             match filter {
@@ -53,9 +58,9 @@ impl Selected {
             .chain(self.tasks.iter().map(|task| task.name))
             .collect();
         for name in names.iter().filter(|name| !there.contains(name.as_str())) {
+            let known = self.known(name, &there);
             self.problems.push(Problem::new(format!(
-                "App::only names `{name}`, which is no handler or scheduled task; {}",
-                known(name, &there)
+                "App::only names `{name}`, which is no handler or scheduled task; {known}"
             )));
         }
         let is_kept = |name: &str| names.iter().any(|kept| kept == name);
@@ -75,9 +80,9 @@ impl Selected {
             .iter()
             .filter(|group| !there.contains(group.as_str()))
         {
+            let known = self.known(group, &there);
             self.problems.push(Problem::new(format!(
-                "App::groups names `{group}`, which is the group of no handler; {}",
-                known(group, &there)
+                "App::groups names `{group}`, which is the group of no handler; {known}"
             )));
         }
         let is_kept = |group: &str| groups.iter().any(|kept| kept == group);
@@ -90,6 +95,15 @@ impl Selected {
         self.events.retain(|event| {
             used.contains(&identity(event)) || !used_by_all.contains(&identity(event))
         });
+    }
+
+    /// What there is instead of `name`, and why it may be missing.
+    fn known(&self, name: &str, there: &BTreeSet<&str>) -> String {
+        let mut text = known(name, there);
+        if self.is_discovered && nearest(name, there).is_none() {
+            let _ = write!(text, "; {LINK_ITS_CRATE}");
+        }
+        text
     }
 
     /// The event types that handlers take or scheduled tasks emit.

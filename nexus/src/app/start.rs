@@ -12,6 +12,7 @@ use crate::{
     client::{Bell, Client, ConnectError, Database, Limits},
     config::{Config, Environment},
     handler::Shared,
+    registry::LINK_ITS_CRATE,
     runtime::{self, Control, Node, Settings},
 };
 
@@ -149,6 +150,10 @@ impl Embedded {
             .map_err(|error| StartError::Thread(std::io::Error::other(error)))?
             .map_err(StartError::Embedded)?;
         tracing::info!("{server}");
+        if let nexus_embedded::Source::Embedded(server) = &server {
+            let psql = server.psql(nexus_embedded::DEFAULT_DATABASE);
+            tracing::info!("to look into it: {psql}");
+        }
         Ok(Self {
             url: server.url(),
             server,
@@ -194,8 +199,13 @@ fn log_collected(app: &App, node: &str, namespace: &str, database: &Database) {
         namespace,
         node,
         database = database.target(),
-        "collected {}",
-        description.summary()
+        "collected {}{}",
+        description.summary(),
+        if app.is_discovered && description.handlers.is_empty() {
+            format!(" ({LINK_ITS_CRATE})")
+        } else {
+            String::new()
+        }
     );
     if tracing::enabled!(tracing::Level::DEBUG) {
         for line in description.lines() {

@@ -1,5 +1,6 @@
 use std::{fmt, str::FromStr, time::Duration};
 
+use crate::config;
 use nexus_migrations::MigrateError;
 use sqlx::{
     Connection, Executor, PgConnection, PgPool,
@@ -63,10 +64,15 @@ impl Database {
     ///
     /// The URL cannot be read.
     pub fn from_url(url: &str, source: &str) -> Result<Self, ConnectError> {
-        let options = PgConnectOptions::from_str(url).map_err(|error| ConnectError::Url {
+        let refused = |error| ConnectError::Url {
             source_name: source.to_owned(),
             source: error,
-        })?;
+        };
+        if let Some(scheme) = config::other_scheme(url) {
+            let reason = format!("it begins with {scheme}://");
+            return Err(refused(sqlx::Error::Configuration(reason.into())));
+        }
+        let options = PgConnectOptions::from_str(url).map_err(refused)?;
         Ok(Self {
             options: options.application_name("nexus"),
             source: source.to_owned(),

@@ -86,8 +86,9 @@ impl<'a> Emission<'a> {
         self.with(|outgoing| outgoing.correlation_id = Some(id))
     }
 
-    /// Passes a W3C trace context on to the handlers. Default: inherited from the event being
-    /// handled.
+    /// Passes a W3C trace context on to the handlers: a text of the form
+    /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`; another is an error. Default: inherited
+    /// from the event being handled.
     pub fn traceparent(self, traceparent: impl Into<String>) -> Self {
         let traceparent = traceparent.into();
         self.with(|outgoing| outgoing.traceparent = Some(traceparent))

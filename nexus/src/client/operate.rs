@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Client;
+use super::{Client, schedules::names};
 use crate::{
     event::{PastError, check_name},
     store::{dead_letters, subscriptions},
@@ -17,12 +17,14 @@ pub enum OperateError {
     #[error(transparent)]
     Name(#[from] crate::event::InvalidName),
     /// No app of this namespace has such a group. The group of handlers that name none is the app's name.
-    #[error("namespace `{namespace}` has no group `{group}`")]
+    #[error("namespace `{namespace}` has no group `{group}`; it has {}", names(.known))]
     UnknownGroup {
         /// The namespace.
         namespace: String,
         /// The group.
         group: String,
+        /// The groups that there are.
+        known: Vec<String>,
     },
     /// The database could not be asked.
     #[error("could not {doing}")]
@@ -200,12 +202,18 @@ impl Client {
             .acquire()
             .await
             .map_err(failed("look for the group"))?;
-        subscriptions::queue_of(&mut connection, self.namespace(), group)
+        let queue = subscriptions::queue_of(&mut connection, self.namespace(), group)
             .await
-            .map_err(failed("look for the group"))?
-            .ok_or_else(|| OperateError::UnknownGroup {
-                namespace: self.namespace().to_owned(),
-                group: group.to_owned(),
-            })
+            .map_err(failed("look for the group"))?;
+        if let Some(queue) = queue {
+            return Ok(queue);
+        }
+        Err(OperateError::UnknownGroup {
+            namespace: self.namespace().to_owned(),
+            group: group.to_owned(),
+            known: subscriptions::groups(&mut connection, self.namespace())
+                .await
+                .map_err(failed("look for the group"))?,
+        })
     }
 }

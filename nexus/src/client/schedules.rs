@@ -115,6 +115,8 @@ pub enum ScheduleError {
     TimeZone {
         /// What was given.
         time_zone: String,
+        /// That it is none, and what may be meant.
+        reason: String,
     },
     /// The event type cannot be one; its text says what is accepted.
     #[error(transparent)]
@@ -169,7 +171,8 @@ pub enum ScheduleError {
     },
 }
 
-fn names(known: &[String]) -> String {
+/// Up to twenty of them, for a message.
+pub(super) fn names(known: &[String]) -> String {
     const SHOWN: usize = 20;
     match known {
         [] => "none".to_owned(),

@@ -61,6 +61,17 @@ pub enum EncodeError {
         /// The event type.
         event_type: String,
     },
+    /// The trace context has not the form that the W3C gave it, so that nobody could follow it. Pass on the
+    /// `traceparent` header of the request, or leave it out.
+    #[error(
+        "the traceparent of event `{event_type}` is `{found}`, which is refused: it has the form 00-<trace id, 32 digits>-<parent id, 16 digits>-<flags, 2 digits>, with digits 0-9 and a-f and no id all zeros"
+    )]
+    NoTraceparent {
+        /// The event type.
+        event_type: String,
+        /// What was given.
+        found: String,
+    },
     /// The event is to be emitted too long from now. Store the wish as a row of your own.
     #[error("event `{event_type}` is delayed by {delay:?}, the limit is {limit:?}: ten years")]
     DelayTooLong {

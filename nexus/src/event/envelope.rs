@@ -5,6 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value, value::RawValue};
 use uuid::Uuid;
 
+use super::trace;
+
 /// An event with its identity, its time and where it came from.
 ///
 /// Take it instead of the bare event when a handler needs more than the payload. It derefs to the
@@ -155,7 +157,8 @@ impl EnvelopeMeta {
         self.body.due_at
     }
 
-    /// The W3C `traceparent` the event was emitted under.
+    /// The W3C `traceparent` the event was emitted under. What another program wrote there and has not the
+    /// form of one is left out.
     #[must_use]
     pub fn traceparent(&self) -> Option<&str> {
         self.headers.traceparent.as_deref()
@@ -247,9 +250,9 @@ pub(crate) struct Headers {
     pub(crate) errors: Vec<PastError>,
     #[serde(default)]
     pub(crate) abandoned: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "trace::lenient")]
     pub(crate) traceparent: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "trace::lenient_text")]
     pub(crate) tracestate: Option<String>,
 }
 
@@ -360,6 +363,25 @@ impl<'de> de::Visitor<'de> for BodyVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trace_context_that_is_none_costs_the_trace_and_not_the_message() {
+        let read = |traceparent: Value, tracestate: Value| {
+            let headers = serde_json::json!({
+                "eventId": 1, "subscription": 1, "handler": "h", "eventVersion": 1,
+                "traceparent": traceparent, "tracestate": tracestate,
+            });
+            let headers: Headers = serde_json::from_str(&headers.to_string()).unwrap();
+            (headers.traceparent, headers.tracestate)
+        };
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(
+            read(good.into(), "a=b".into()),
+            (Some(good.to_owned()), Some("a=b".to_owned()))
+        );
+        assert_eq!(read("xyz".into(), Value::Null), (None, None));
+        assert_eq!(read(5.into(), serde_json::json!({})), (None, None));
+    }
 
     #[test]
     fn reads_a_body_and_keeps_what_it_does_not_know() {

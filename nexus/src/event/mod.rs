@@ -11,6 +11,7 @@ mod encode;
 mod envelope;
 mod name;
 mod outgoing;
+mod trace;
 
 pub use encode::EncodeError;
 pub(crate) use encode::encode;

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{EncodeError, Event, encode, encode::check_size};
+use super::{EncodeError, Event, encode, encode::check_size, trace::is_traceparent};
 
 /// Longest idempotency key in bytes: it stands in an index, whose rows are limited.
 const LONGEST_KEY: usize = 1_000;
@@ -77,6 +77,14 @@ impl Outgoing {
         if texts.into_iter().flatten().any(|text| text.contains('\0')) {
             return Err(EncodeError::NulCharacter {
                 event_type: event_type(),
+            });
+        }
+        if let Some(found) = &self.traceparent
+            && !is_traceparent(found)
+        {
+            return Err(EncodeError::NoTraceparent {
+                event_type: event_type(),
+                found: found.clone(),
             });
         }
         match &self.idempotency_key {

@@ -1,4 +1,6 @@
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, fmt::Write as _, time::Duration};
+
+use sqlx::{error::DatabaseError, postgres::PgDatabaseError};
 
 /// The result of a handler: `Ok` completes the attempt, `Err` fails it.
 pub type Result<T = (), E = Error> = std::result::Result<T, E>;
@@ -116,22 +118,48 @@ impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for Error {
 }
 
 impl fmt::Display for Error {
-    /// The error with all its sources, joined by `: `.
+    /// The error with all its sources, joined by `: `. Of an error of the server without the line of the
+    /// server's own source, with which `sqlx` ends it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.source)?;
-        let mut said = self.source.to_string();
-        let mut source = self.source.source();
-        while let Some(cause) = source {
-            // Some errors print their source themselves; saying it twice helps nobody.
-            let text = cause.to_string();
-            if !said.ends_with(&text) {
-                write!(f, ": {text}")?;
-            }
-            said = text;
-            source = cause.source();
-        }
-        Ok(())
+        f.write_str(&with_sources(&*self.source))
     }
+}
+
+/// The text of an error and of all its sources.
+pub(crate) fn with_sources(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut said = text.clone();
+    let mut of_server = server_error(error);
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // Some errors print their source themselves; saying it twice helps nobody.
+        let next = cause.to_string();
+        if !said.ends_with(&next) {
+            let _ = write!(text, ": {next}");
+        }
+        said = next;
+        of_server = of_server.or_else(|| server_error(cause));
+        source = cause.source();
+    }
+    match of_server {
+        // `… at line 1392` is a line of the server's own source, and no use to who reads it.
+        Some(error) => text.replace(&error.to_string(), error.message()),
+        None => text,
+    }
+}
+
+/// The error of the server, if `error` is one.
+fn server_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a PgDatabaseError> {
+    if let Some(error) = error.downcast_ref::<PgDatabaseError>() {
+        return Some(error);
+    }
+    let boxed = match error.downcast_ref::<sqlx::Error>() {
+        Some(error) => error.as_database_error(),
+        None => error
+            .downcast_ref::<Box<dyn DatabaseError>>()
+            .map(|error| &**error),
+    };
+    boxed?.try_downcast_ref()
 }
 
 /// `main` prints an error this way, so it reads like `Display`.

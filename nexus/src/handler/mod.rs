@@ -20,6 +20,7 @@ pub use context::{Context, Ctx, FromContext, Requirements, State, Tick};
 pub(crate) use context::{Shared, StateMap};
 #[doc(hidden)]
 pub use derived::{DerivedEvent, Usable, Use};
+pub(crate) use error::with_sources;
 pub use error::{Error, Kind, Result, ResultExt};
 pub use input::{Batch, Input, Invocation};
 pub(crate) use input::{Delivery, Rejected};

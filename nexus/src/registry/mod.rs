@@ -10,7 +10,7 @@ mod validate;
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
 pub use explicit::{CronItem, Initial, List};
-pub(crate) use validate::{Parts, known, tick_event_type, validate};
+pub(crate) use validate::{LINK_ITS_CRATE, Parts, known, nearest, tick_event_type, validate};
 pub use validate::{Problem, Problems};
 
 use std::time::Duration;

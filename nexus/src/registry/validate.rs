@@ -66,23 +66,32 @@ pub(crate) fn tick_event_type(app: &str, handler: &str) -> String {
     )
 }
 
+/// The name that looks most like `name`, if one does.
+pub(crate) fn nearest<'a>(name: &str, names: &BTreeSet<&'a str>) -> Option<&'a str> {
+    names
+        .iter()
+        .map(|&known| (strsim::normalized_damerau_levenshtein(name, known), known))
+        .filter(|(similarity, _)| *similarity > 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, nearest)| nearest)
+}
+
 /// What can be meant instead of `name`: the nearest of the names that exist, and all of them.
 pub(crate) fn known(name: &str, names: &BTreeSet<&str>) -> String {
     if names.is_empty() {
         return "there is none".to_owned();
     }
-    let nearest = names
-        .iter()
-        .map(|&known| (strsim::normalized_damerau_levenshtein(name, known), known))
-        .filter(|(similarity, _)| *similarity > 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let nearest = nearest(name, names);
     let all: Vec<&str> = names.iter().copied().collect();
     let all = all.join(", ");
     match nearest {
-        Some((_, nearest)) => format!("did you mean `{nearest}`? Known are {all}"),
+        Some(nearest) => format!("did you mean `{nearest}`? Known are {all}"),
         None => format!("known are {all}"),
     }
 }
+
+/// What to look for where a handler is missing that the source has.
+pub(crate) const LINK_ITS_CRATE: &str = "the linker leaves out a crate that no source file mentions: if it is in such a one, mention that by `nexus::link!(its_crate);`";
 
 /// What belongs to an app.
 #[derive(Clone, Copy)]
@@ -141,7 +150,11 @@ fn check_handlers(parts: &Parts<'_>, found: &mut Found) {
     for handler in parts.handlers {
         let group = handler.group.unwrap_or(parts.app);
         let origin = handler.origin;
-        if let Some(other) = names.insert((group, handler.name), origin) {
+        let is_cron = matches!(handler.trigger, Trigger::Cron(_));
+        if let Some((other, other_is_cron)) = names.insert((group, handler.name), (origin, is_cron))
+            // Two of these are told as scheduled tasks: another group would not do.
+            && !(is_cron && other_is_cron)
+        {
             found.push(format!(
                 "handler `{}` of group `{group}` is declared by {other} and by {origin}: give one of them another `name` or `group`",
                 handler.name
@@ -150,7 +163,6 @@ fn check_handlers(parts: &Parts<'_>, found: &mut Found) {
         if let Err(error) = check_name("group", group) {
             found.push(format!("{error}, in {origin}"));
         }
-        let is_cron = matches!(handler.trigger, Trigger::Cron(_));
         if is_cron && let Err(error) = check_event_type(&tick_event_type(parts.app, handler.name)) {
             found.push(format!(
                 "{error}, in {origin}: write `name = \"…\"` in `#[cron]`"
@@ -433,7 +445,7 @@ mod tests {
 
     #[test]
     fn names_that_stand_for_two_things_are_found() {
-        static HANDLERS: [HandlerDescriptor; 6] = [
+        static HANDLERS: [HandlerDescriptor; 8] = [
             handler("ship", 1),
             handler("ship", 2),
             // In another group it is another handler.
@@ -448,6 +460,9 @@ mod tests {
                 ..function("nightly", "@daily", 5)
             },
             function("hourly", "@hourly", 6),
+            // And is told once, also within a group.
+            function("weekly", "@weekly", 8),
+            function("weekly", "@weekly", 9),
         ];
         static TASKS: [TaskDescriptor; 1] = [task("hourly", 7)];
         let handlers: Vec<_> = HANDLERS.iter().collect();
@@ -456,6 +471,7 @@ mod tests {
             [
                 "handler `ship` of group `shop` is declared by `shop::item` (shop/src/lib.rs:1) and by `shop::item` (shop/src/lib.rs:2): give one of them another `name` or `group`",
                 "scheduled task `nightly` is declared by `shop::item` (shop/src/lib.rs:4) and by `shop::item` (shop/src/lib.rs:5): its name is unique in the namespace, give one of them another `name`",
+                "scheduled task `weekly` is declared by `shop::item` (shop/src/lib.rs:8) and by `shop::item` (shop/src/lib.rs:9): its name is unique in the namespace, give one of them another `name`",
                 "scheduled task `hourly` is declared by `shop::item` (shop/src/lib.rs:6) and by `shop::item` (shop/src/lib.rs:7): its name is unique in the namespace, give one of them another `name`",
             ]
         );

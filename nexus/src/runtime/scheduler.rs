@@ -13,6 +13,7 @@ use super::{
     points::{Point, Sleeper},
 };
 use crate::{
+    handler::with_sources,
     schedule::{Schedule, misfire},
     store::{
         self, pg_cron,
@@ -199,7 +200,8 @@ async fn fire_apart(
                     task = task.name, %error,
                     "could not emit the event of a scheduled task, trying again in a minute"
                 );
-                scheduled_tasks::put_off(tx, task.task_id, &error.to_string()).await?;
+                let reason = with_sources(&error);
+                scheduled_tasks::put_off(tx, task.task_id, &reason).await?;
             }
         }
     }

@@ -9,7 +9,7 @@ use super::{Node, Route, add, attempt, lease::Lease, points::Point};
 use crate::{
     client::{CHUNK_BYTES, EmitError},
     event::{EnvelopeMeta, Outgoing, PastError},
-    handler::Error,
+    handler::{Error, with_sources},
     store::{
         self, Failure,
         event_log::Completion,
@@ -307,7 +307,7 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
                     && matches!(&error, EmitError::Append { source }
                         if matches!(store::classify(source), Failure::Final | Failure::Cancelled));
                 let verdict = if is_to_blame {
-                    let error = Error::retryable(error.to_string());
+                    let error = Error::retryable(with_sources(&error));
                     attempt::failure(&settlement.route, meta, &error)
                 } else {
                     Verdict::Release {

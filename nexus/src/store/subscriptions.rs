@@ -208,6 +208,17 @@ pub(crate) async fn waiting(
         .await
 }
 
+/// The groups of a namespace.
+pub(crate) async fn groups(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar("select group_name from core.groups where namespace = $1 order by 1")
+        .bind(namespace)
+        .fetch_all(connection)
+        .await
+}
+
 /// The queue of a group, if the group exists.
 pub(crate) async fn queue_of(
     connection: &mut PgConnection,

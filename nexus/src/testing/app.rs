@@ -20,6 +20,7 @@ use super::{
 use crate::{
     app::{App, Handle, HandlerStats},
     client::DeadLetter,
+    registry::LINK_ITS_CRATE,
     runtime::points::Attempt,
 };
 
@@ -324,7 +325,7 @@ impl TestApp {
             .collect();
         assert!(
             known.contains(&handler),
-            "{at}: the app has no handler `{handler}`; it has {}",
+            "{at}: the app has no handler `{handler}`; it has {} ({LINK_ITS_CRATE})",
             settled::list(&known)
         );
     }
@@ -348,7 +349,7 @@ impl TestApp {
     ///
     /// # Panics
     ///
-    /// If there is none, or there are more; the text lists them.
+    /// If there is none, or there are more; the text lists them, or what may still become one.
     #[track_caller]
     pub fn only_dead_letter(&self) -> impl Future<Output = DeadLetter> {
         let at = Location::caller();
@@ -357,6 +358,12 @@ impl TestApp {
                 settled::dead_letters(&self.database, self.client().namespace(), at).await;
             match letters.len() {
                 1 => letters.remove(0),
+                0 => panic!(
+                    "{at}: expected one dead letter, found none{}",
+                    settled::report(&self.database, Duration::ZERO, at)
+                        .await
+                        .outlook()
+                ),
                 count => panic!(
                     "{at}: expected one dead letter, found {count}{}",
                     settled::lines(&letters.iter().map(settled::letter).collect::<Vec<_>>())

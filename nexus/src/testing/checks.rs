@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::app::{App, Catalogue};
+use crate::{
+    app::{App, Catalogue},
+    registry::LINK_ITS_CRATE,
+};
 
 /// The variable that makes [`assert_catalogue`] write the file.
 const VARIABLE: &str = "NEXUS_CATALOGUE";
@@ -114,5 +117,11 @@ fn check(app: &App, path: &Path, overwrite: bool) -> Result<(), String> {
         let _ = write!(message, "\n  - {difference}");
     }
     let _ = write!(message, "\nIf all of this is meant, {how}.");
+    if app.is_discovered() {
+        let _ = write!(
+            message,
+            " Where something is missing that the source has: {LINK_ITS_CRATE}."
+        );
+    }
     Err(message)
 }

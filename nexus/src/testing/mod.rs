@@ -74,7 +74,7 @@
 //! async fn book(order: OrderPlaced, tx: &mut Tx) -> nexus::Result {
 //!     sqlx::query("insert into bookings values ($1)")
 //!         .bind(order.order_id)
-//!         .execute(&mut **tx)
+//!         .execute(&mut *tx)
 //!         .await?;
 //!     Ok(())
 //! }
@@ -227,7 +227,7 @@
 //!
 //! #[handler]
 //! async fn book(order: OrderPlaced, tx: &mut Tx) -> nexus::Result {
-//!     sqlx::query("insert into bookings values ($1)").bind(order.order_id).execute(&mut **tx).await?;
+//!     sqlx::query("insert into bookings values ($1)").bind(order.order_id).execute(&mut *tx).await?;
 //!     nexus::checkpoint("booked").await?;
 //!     Ok(())
 //! }

@@ -46,6 +46,26 @@ pub struct NotSettled {
 }
 
 impl NotSettled {
+    /// What is open and what waits, and how a test goes on to it.
+    pub(super) fn outlook(&self) -> String {
+        let mut text = String::new();
+        if !self.waiting.is_empty() {
+            let _ = write!(
+                text,
+                "\nwaiting for a later time (`drained()` lives through it, `advance(duration)` moves the clock to it):{}",
+                lines(&self.waiting)
+            );
+        }
+        if !self.open.is_empty() {
+            let _ = write!(
+                text,
+                "\nstill open (`settled()` waits for it):{}",
+                lines(&self.open)
+            );
+        }
+        text
+    }
+
     /// What is still open, a line each.
     #[must_use]
     pub fn open(&self) -> &[String] {

@@ -143,6 +143,7 @@ async fn what_cannot_be_stored_is_refused_before_it_aborts_a_transaction() {
     for refused in [
         client.emit_in(&mut tx, &event).correlation_id(bad).await,
         client.emit_in(&mut tx, &event).traceparent(bad).await,
+        client.emit_in(&mut tx, &event).traceparent("xyz").await,
         client.emit_in(&mut tx, &event).idempotency_key(bad).await,
         client
             .emit_in(&mut tx, &event)

@@ -44,7 +44,7 @@ async fn open_account(user: SignedUp, tx: &mut Tx) -> nexus::Result<Emit<Account
     sqlx::query("insert into quickstart_accounts (user_id, email) values ($1, $2)")
         .bind(i64::from(user.user_id))
         .bind(&user.email)
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await?;
     println!("open_account   opened an account for {}", user.email);
     Ok(Emit(AccountOpened {

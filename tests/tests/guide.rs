@@ -44,7 +44,7 @@ async fn charge(
     }
     sqlx::query("insert into payments (order_id) values ($1)")
         .bind(order.order_id)
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await?;
     Ok(Emit(OrderPaid {
         order_id: order.order_id,
@@ -55,7 +55,7 @@ async fn charge(
 async fn close_day(tick: Tick, tx: &mut Tx) -> nexus::Result {
     sqlx::query("insert into closed_days (until) values (to_timestamp($1))")
         .bind(tick.due_at().as_second())
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await?;
     Ok(())
 }
@@ -65,16 +65,20 @@ async fn shop(bank: &Arc<Bank>) -> TestApp {
 }
 
 async fn shop_on(database: &TestDatabase, bank: &Arc<Bank>) -> TestApp {
-    let app = App::discover().state(Arc::clone(bank));
-    let app = TestApp::start_on(database, app).await;
+    let app = App::discover()
+        .state(Arc::clone(bank))
+        .before_start(create_tables);
+    TestApp::start_on(database, app).await
+}
+
+async fn create_tables(pool: sqlx::PgPool) -> nexus::Result {
     sqlx::raw_sql(
         "create table if not exists payments (order_id bigint);
          create table if not exists closed_days (until timestamptz)",
     )
-    .execute(app.pool())
-    .await
-    .unwrap();
-    app
+    .execute(&pool)
+    .await?;
+    Ok(())
 }
 
 #[tokio::test]

@@ -27,19 +27,25 @@ struct AccountOpened {
 async fn open_account(user: SignedUp, tx: &mut Tx) -> nexus::Result<Emit<AccountOpened>> {
     sqlx::query("insert into accounts (user_id) values ($1)")
         .bind(user.user_id)
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await?;
     Ok(Emit(AccountOpened {
         user_id: user.user_id,
     }))
 }
 
+/// The program's own tables, before a handler runs. With files: `sqlx::migrate!().run(&pool).await?`.
+async fn create_tables(pool: sqlx::PgPool) -> nexus::Result {
+    sqlx::query("create table if not exists accounts (user_id bigint)")
+        .execute(&pool)
+        .await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_account_is_opened_once() -> nexus::Result {
-    let app = TestApp::start(App::discover().only(["open_account"])).await;
-    sqlx::query("create table accounts (user_id bigint)")
-        .execute(app.pool())
-        .await?;
+    let app = App::discover().only(["open_account"]);
+    let app = TestApp::start(app.before_start(create_tables)).await;
 
     let user = SignedUp {
         user_id: 7,

@@ -33,7 +33,9 @@ pub use crate::{
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use serde_json::Value;
+use sqlx::PgPool;
 
 use crate::{
     client::ConnectError,
@@ -79,8 +81,12 @@ pub struct App {
     retry: RetryPolicy,
     scheduler: Scheduler,
     problems: Vec<Problem>,
+    preparations: Vec<Preparation>,
     points: Arc<Points>,
 }
+
+/// What [`App::before_start`] was given.
+type Preparation = Box<dyn FnOnce(PgPool) -> BoxFuture<'static, crate::Result> + Send + Sync>;
 
 /// Who fires an app's scheduled tasks; see [`App::scheduler`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -149,6 +155,10 @@ pub enum StartError {
         /// The folder of the cluster.
         folder: std::path::PathBuf,
     },
+    /// What the program does in [`App::before_start`] failed; nexus has made its schema by then. Mend what the
+    /// error says.
+    #[error("what `App::before_start` does failed: {0}")]
+    BeforeStart(crate::Error),
     /// The name of a namespace or group cannot name a queue.
     #[error("{reason}")]
     Name {
@@ -248,6 +258,7 @@ impl App {
             retry: RetryPolicy::default(),
             scheduler: Scheduler::default(),
             problems: Vec::new(),
+            preparations: Vec::new(),
             points: Arc::default(),
         }
     }
@@ -411,6 +422,46 @@ impl App {
     /// older than this. Apps of one database share the log: the shortest retention counts.
     pub fn log_retention(mut self, retention: Duration) -> Self {
         self.overrides.retention = Some(retention);
+        self
+    }
+
+    /// Does something with the database before the app registers and its handlers run: makes the program's own
+    /// tables, whichever database it is, the embedded one and that of a test included. Called twice, both are
+    /// done, in order.
+    ///
+    /// nexus's own schema is there by then. It runs at every start of every node, one node of a database at a
+    /// time, in no transaction and with no limit of time: let it find out what is there already, as migrations
+    /// do. A future that is dropped by a signal, or killed, has done what it has done.
+    ///
+    /// # Errors
+    ///
+    /// If it fails the app does not start: [`StartError::BeforeStart`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use nexus::prelude::*;
+    /// use sqlx::PgPool;
+    ///
+    /// async fn create_tables(pool: PgPool) -> nexus::Result {
+    ///     // With files in a folder: `sqlx::migrate!().run(&pool).await?;`
+    ///     sqlx::raw_sql("create table if not exists accounts (user_id bigint primary key)")
+    ///         .execute(&pool)
+    ///         .await?;
+    ///     Ok(())
+    /// }
+    ///
+    /// # async fn example() -> nexus::Result {
+    /// nexus::run(App::discover().before_start(create_tables)).await
+    /// # }
+    /// ```
+    pub fn before_start<F, Fut>(mut self, prepare: F) -> Self
+    where
+        F: FnOnce(PgPool) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = crate::Result> + Send + 'static,
+    {
+        self.preparations
+            .push(Box::new(|pool| Box::pin(prepare(pool))));
         self
     }
 

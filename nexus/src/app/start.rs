@@ -4,16 +4,18 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+use sqlx::PgPool;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, Handle, MigrateError, StartError, register};
+use super::{App, Handle, MigrateError, Preparation, StartError, register};
 use crate::{
     client::{Bell, Client, ConnectError, Database, Limits},
     config::{Config, Environment},
     handler::Shared,
     registry::LINK_ITS_CRATE,
     runtime::{self, Control, Node, Settings},
+    store,
 };
 
 /// Starts an app and returns once it is registered and its handlers are at work.
@@ -37,6 +39,7 @@ use crate::{
 /// # }
 /// ```
 pub async fn start(app: App) -> Result<Handle, StartError> {
+    let mut app = app;
     app.validate()?;
     let lookup = environment;
     let config =
@@ -60,6 +63,7 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
     }
     let pool = database.pool(config.pool_size).await?;
     let own_pool = database.pool(OWN_CONNECTIONS).await?;
+    prepare(std::mem::take(&mut app.preparations), &pool).await?;
     let registered = register::register(&app, &config, &pool).await?;
 
     let limits = Limits {
@@ -121,6 +125,27 @@ pub async fn start(app: App) -> Result<Handle, StartError> {
 /// Most connections that the loops of a node share, beside the one that each of them claims, listens
 /// or beats with.
 const OWN_CONNECTIONS: u32 = 4;
+
+/// Does what [`App::before_start`] was given, while no other node of the database does.
+async fn prepare(preparations: Vec<Preparation>, pool: &PgPool) -> Result<(), StartError> {
+    if preparations.is_empty() {
+        return Ok(());
+    }
+    let wrong = |source| StartError::Database {
+        doing: "wait for other nodes that prepare the database",
+        source,
+    };
+    let mut turn = pool.begin().await.map_err(wrong)?;
+    store::nodes::await_turn(&mut turn).await.map_err(wrong)?;
+    for preparation in preparations {
+        preparation(pool.clone())
+            .await
+            .map_err(StartError::BeforeStart)?;
+    }
+    // Whatever becomes of the turn, what was prepared is there.
+    let _ = turn.rollback().await;
+    Ok(())
+}
 
 /// Names the folder to delete, where the data are development data in a folder of ours.
 fn unusable_schema(error: MigrateError, embedded: Option<&Embedded>) -> StartError {

@@ -19,6 +19,14 @@ pub(crate) struct Node {
     pub(crate) handlers: Value,
 }
 
+/// Waits until no other node of the database prepares it; until the transaction ends none does.
+pub(crate) async fn await_turn(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('nexus: before start', 0))")
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
 /// A live node of the same app that is another program.
 pub(crate) async fn other_program(
     connection: &mut PgConnection,

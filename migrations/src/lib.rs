@@ -57,6 +57,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     9 "0009_delayed_emits",
     10 "0010_pg_cron",
     11 "0011_checks",
+    12 "0012_first_hour",
 ];
 
 /// The version that this build works with.

@@ -224,6 +224,87 @@ async fn what_pg_cron_leaves_for_a_minute_is_fired_by_a_node() {
     node.shutdown().await;
 }
 
+/// Tasks as pg_cron fires them, by SQL alone.
+#[tokio::test]
+async fn a_run_of_pg_cron_makes_up_for_years_and_stays_small() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    sqlx::raw_sql(
+        "select core.ensure_group('demo', 'default');
+         insert into core.scheduled_tasks
+             (namespace, name, cron_expression, pg_cron_schedule, misfire_policy, misfire_cap, next_run_at,
+              payload, event_type, app, scheduler)
+         select 'demo', t.*, 'digest.due', 'shop', 'pg_cron'
+         from (values
+             ('skip', '* * * * *', '* * * * *', 'skip', 100, timestamptz '2006-01-01 00:00:00Z', '{}'::jsonb),
+             ('once', '* * * * *', '* * * * *', 'fire_once', 100, '2006-01-01 00:00:00Z', '{}'),
+             ('all', '* * * * *', '* * * * *', 'fire_all', 1000, '2006-01-01 00:00:00Z', '{}'),
+             ('yearly', '0 0 1 1 *', '0 0 1 1 *', 'fire_all', 5, '1996-01-01 00:00:00Z', '{}'),
+             ('large', '* * * * *', '* * * * *', 'fire_all', 20, '2006-01-01 00:00:00Z',
+              to_jsonb(repeat('x', 1000000)))
+             ) t",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let fire = async |name: &str| {
+        // What it may take is far more than it takes, and far less than looking at every minute of twenty years.
+        let mut connection = pool.acquire().await.unwrap();
+        sqlx::raw_sql("set statement_timeout = '15s'")
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        sqlx::query("select core.fire_due(task_id) from core.scheduled_tasks where name = $1")
+            .bind(name)
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+    };
+    // Fired ticks, whether they are the newest without a gap, what was left out, and whether all is done.
+    let fired = async |name: &str| -> (i64, bool, Option<String>, Option<i64>, bool) {
+        sqlx::query_as(
+            "select count(k.event_id),
+                    coalesce(bool_and(k.due_at > k.fired_at - interval '1 minute' * (c.fired + 1)), true),
+                    to_char(min(k.left_out_from) at time zone 'UTC', 'YYYY'), sum(k.left_out)::bigint,
+                    min(t.next_run_at) > core.now()
+             from core.scheduled_tasks t
+             left join core.ticks k using (task_id)
+             cross join lateral (select count(event_id) as fired from core.ticks where task_id = t.task_id) c
+             where t.name = $1 and (k.event_id is not null or k.left_out_from is not null)
+             group by t.task_id",
+        )
+        .bind(name)
+        .fetch_one(&pool)
+        .await
+        .unwrap()
+    };
+    for (name, cap) in [("skip", 0), ("once", 1), ("all", 1_000)] {
+        fire(name).await;
+        fire(name).await;
+        let (count, are_newest, first, left_out, is_done) = fired(name).await;
+        // And what was due within the minute of grace.
+        assert!((cap..=cap + 3).contains(&count), "{name}: {count}");
+        assert!(are_newest && is_done, "{name}");
+        assert_eq!((first.as_deref(), left_out), (Some("2006"), None), "{name}");
+    }
+    fire("yearly").await;
+    let (count, _, first, left_out, is_done) = fired("yearly").await;
+    assert_eq!((count, first.as_deref(), is_done), (5, Some("1996"), true));
+    assert!(left_out.unwrap() >= 25, "{left_out:?}");
+
+    fire("large").await;
+    let (count, .., is_done) = fired("large").await;
+    assert_eq!((count, is_done), (8, false));
+    fire("large").await;
+    fire("large").await;
+    let (count, are_newest, _, left_out, is_done) = fired("large").await;
+    assert!(
+        (20..=23).contains(&count) && are_newest && is_done,
+        "{count}"
+    );
+    assert_eq!(left_out, None);
+}
+
 /// Handles what a task made by hand emits.
 #[handler]
 async fn digest(event: Envelope<DigestDue>, ticks: State<Ticks>) {

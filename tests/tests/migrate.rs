@@ -151,6 +151,29 @@ async fn every_step_is_taken_back_by_its_own_file() {
 }
 
 #[tokio::test]
+async fn a_paused_task_is_no_removed_one_after_going_down_and_up() {
+    let database = TestDatabase::empty().await;
+    let pool = database.pool().await;
+    up(&options(&database)).await.unwrap();
+    execute(
+        &pool,
+        "select core.ensure_group('demo', 'default');
+         insert into core.scheduled_tasks (namespace, name, cron_expression, event_type, app, next_run_at, paused_at)
+         values ('demo', 'paused', '@daily', 'a.b', 'shop', core.now(), core.now())",
+    )
+    .await;
+    down(&options(&database), 7).await.unwrap();
+    up(&options(&database)).await.unwrap();
+    // Only what was removed is made active again by a deployment.
+    let (is_active, is_removed): (bool, bool) =
+        sqlx::query_as("select active, removed_at is not null from core.scheduled_tasks")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    assert_eq!((is_active, is_removed), (false, false));
+}
+
+#[tokio::test]
 async fn down_takes_its_queues_along_and_nothing_else() {
     let database = TestDatabase::empty().await;
     let pool = database.pool().await;

@@ -84,6 +84,19 @@ async fn tidy_up(tick: Tick, saw: State<Saw>) {
     let _ = saw.send(("new nightly", 0));
 }
 
+/// It is time for the digest.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "digest.due")]
+struct DigestDue {
+    full: bool,
+}
+
+#[cron("@daily", name = "send_digest")]
+const OLD_DIGEST: DigestDue = DigestDue { full: false };
+
+#[cron("@daily", name = "digest", formerly = "send_digest")]
+const DIGEST: DigestDue = DigestDue { full: true };
+
 fn jiff_now() -> nexus::jiff::Timestamp {
     // A tick that was fired by hand is due when it was fired.
     nexus::jiff::Timestamp::now() + nexus::jiff::SignedDuration::from_secs(60)
@@ -336,6 +349,43 @@ async fn a_build_from_before_the_rename_takes_it_back() {
     assert_eq!(seen(&mut saw), [("new", 3)]);
     assert_eq!(task("tidy_up").await.unwrap(), nightly);
     new.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_task_that_emits_is_renamed_back_with_its_pause() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, _saw) = mpsc::unbounded_channel();
+    let tasks = async || -> Vec<(uuid::Uuid, String, bool, bool)> {
+        sqlx::query_as(
+            "select task_id, name, payload = '{\"full\": true}', paused_at is not null
+             from core.scheduled_tasks order by name",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap()
+    };
+    let (old, new) = (["send_digest"], ["digest"]);
+    was_deployed(build(&database, &old, &sender)).await;
+    let task = tasks().await[0].0;
+    let named = |name: &str, full, paused| vec![(task, name.to_owned(), full, paused)];
+    assert_eq!(tasks().await, named("send_digest", false, false));
+    was_deployed(build(&database, &new, &sender)).await;
+    assert_eq!(tasks().await, named("digest", true, false));
+
+    // Somebody pauses it, and the release is rolled back.
+    let running = nexus::start(build(&database, &new, &sender)).await.unwrap();
+    running.client().pause_schedule("digest").await.unwrap();
+    running.shutdown().await;
+    was_deployed(build(&database, &old, &sender)).await;
+    assert_eq!(tasks().await, named("send_digest", false, true));
+
+    // And forward, and back once more.
+    was_deployed(build(&database, &new, &sender)).await;
+    assert_eq!(tasks().await, named("digest", true, true));
+    was_deployed(build(&database, &old, &sender)).await;
+    assert_eq!(tasks().await, named("send_digest", false, true));
+    assert!(OLD_DIGEST.full != DIGEST.full);
 }
 
 /// Messages that wait for any handler of the namespace, or are being handled.

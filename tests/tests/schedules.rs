@@ -277,6 +277,43 @@ async fn fire_all_fires_missed_ticks_up_to_its_cap() {
 }
 
 #[tokio::test]
+async fn large_events_are_fired_by_transactions_of_bounded_size() {
+    let database = TestDatabase::new().await;
+    let client = client(&database).await;
+    let large = |name: &str| books(&format!("{name}{}", "x".repeat(1_000_000)));
+    for task in 0..20 {
+        client
+            .schedule(format!("till-{task}"), "*/10 * * * *", &large("north"))
+            .await
+            .unwrap();
+    }
+    client
+        .schedule("missed", "* * * * *", &large("south"))
+        .misfire(Misfire::FireAll { cap: 20 })
+        .await
+        .unwrap();
+    let first = next_run(&client, "till-0").await;
+    advance_to(&database, client.pool(), first + minutes(65)).await;
+    let node = nexus::start(app(&database, &["every_hour"], &no_saw()))
+        .await
+        .unwrap();
+    caught_up(&client, "missed").await;
+    for task in 0..20 {
+        caught_up(&client, &format!("till-{task}")).await;
+    }
+    node.shutdown().await;
+    let (events, most): (i64, i64) = sqlx::query_as(
+        "select sum(events)::bigint, max(events) from (
+             select count(*) as events from core.event_log where event_type = 'books.due' group by tx_id) t",
+    )
+    .fetch_one(client.pool())
+    .await
+    .unwrap();
+    assert!(events >= 40, "{events}");
+    assert!(most <= 8, "{most}");
+}
+
+#[tokio::test]
 async fn many_missed_ticks_are_fired_in_order_by_several_transactions() {
     let database = TestDatabase::new().await;
     let client = client(&database).await;

@@ -409,6 +409,37 @@ fn hash(text: &str) -> String {
         })
 }
 
+/// All of a task. Its payload may hold a map, which has another order at each start.
+fn task_line(task: &DeclaredTask) -> String {
+    let payload: serde_json::Result<Value> = serde_json::from_str(&task.payload);
+    match payload {
+        Ok(payload) => {
+            let task = DeclaredTask {
+                payload: in_order(&payload).to_string(),
+                ..task.clone()
+            };
+            format!("{task:?}")
+        }
+        Err(_) => format!("{task:?}"),
+    }
+}
+
+/// With the fields of its objects in the order of their names.
+fn in_order(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
+            fields.sort_by_key(|(key, _)| key.as_str());
+            let fields = fields.into_iter();
+            fields
+                .map(|(key, value)| (key.clone(), in_order(value)))
+                .collect()
+        }
+        Value::Array(items) => items.iter().map(in_order).collect(),
+        other => other.clone(),
+    }
+}
+
 /// What tells this version of the app from others: a hash of all that it declares.
 fn build_id(
     app: &App,
@@ -447,7 +478,7 @@ fn build_id(
                 .iter()
                 .map(|row| format!("{}@{} {}", row.event_type, row.version, row.fingerprint)),
         )
-        .chain(tasks.iter().map(|task| format!("{task:?}")))
+        .chain(tasks.iter().map(task_line))
         .collect();
     lines.sort_unstable();
     hash(&format!("{}\n{}", app.name, lines.join("\n")))

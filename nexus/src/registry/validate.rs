@@ -146,7 +146,7 @@ fn check_events(parts: &Parts<'_>, found: &mut Found) {
 }
 
 fn check_handlers(parts: &Parts<'_>, found: &mut Found) {
-    let mut names: BTreeMap<(&str, &str), Origin> = BTreeMap::new();
+    let mut names: BTreeMap<(&str, &str), (Origin, bool)> = BTreeMap::new();
     for handler in parts.handlers {
         let group = handler.group.unwrap_or(parts.app);
         let origin = handler.origin;
@@ -303,17 +303,27 @@ fn check_schedules(parts: &Parts<'_>, found: &mut Found) {
         }
     }
     for task in parts.tasks {
-        if let Err(error) = (task.payload)(parts.max_payload_bytes) {
-            found.push(format!(
-                "scheduled task `{}` cannot emit its event: {error}, in {}",
-                task.name, task.origin
-            ));
+        let TaskDescriptor { name, origin, .. } = task;
+        let payload = || (task.payload)(parts.max_payload_bytes);
+        match payload() {
+            Err(error) => found.push(format!(
+                "scheduled task `{name}` cannot emit its event: {error}, in {origin}"
+            )),
+            // Each start would be another build.
+            Ok(one) if payload().is_ok_and(|other| !one.says_the_same(&other)) => {
+                found.push(format!(
+                    "scheduled task `{name}` has another event each time that it is made, while the one made at the start is emitted at every tick, in {origin}: leave ids and times out of its `Default` (the envelope has them), or put `#[cron]` on an `async fn` that returns `Emit` of it"
+                ));
+            }
+            Ok(_) => {}
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
     use crate::{
         handler::Outcome,
@@ -568,19 +578,49 @@ mod tests {
                 ..handler("nowhere", 2)
             },
         ];
-        static TASKS: [TaskDescriptor; 1] = [TaskDescriptor {
-            payload: |limit| {
-                Err(crate::event::EncodeError::TooLarge {
-                    event_type: "order.paid".to_owned(),
-                    bytes: limit + 1,
-                    limit,
-                })
+        static TASKS: [TaskDescriptor; 3] = [
+            TaskDescriptor {
+                payload: |limit| {
+                    Err(crate::event::EncodeError::TooLarge {
+                        event_type: "order.paid".to_owned(),
+                        bytes: limit + 1,
+                        limit,
+                    })
+                },
+                ..task("large", 3)
             },
-            ..task("large", 3)
-        }];
+            TaskDescriptor {
+                payload: |_| {
+                    Ok(TaskPayload {
+                        text: format!("{{\"id\": \"{}\"}}", uuid::Uuid::new_v4()),
+                        key: None,
+                    })
+                },
+                ..task("other", 4)
+            },
+            // A map has another order each time.
+            TaskDescriptor {
+                payload: |_| {
+                    let numbers: HashMap<u8, u8> = (0..100).map(|n| (n, n)).collect();
+                    Ok(TaskPayload {
+                        text: serde_json::to_string(&numbers).expect("it is a map of numbers"),
+                        key: None,
+                    })
+                },
+                ..task("map", 5)
+            },
+        ];
         let handlers: Vec<_> = HANDLERS.iter().collect();
-        let problems = problems(&handlers, &[], &[&TASKS[0]]);
-        assert_eq!(problems.len(), 4, "{problems:#?}");
+        let tasks: Vec<_> = TASKS.iter().collect();
+        let problems = problems(&handlers, &[], &tasks);
+        assert_eq!(problems.len(), 5, "{problems:#?}");
+        assert!(
+            problems[4].starts_with(
+                "scheduled task `other` has another event each time that it is made, "
+            ) && problems[4].contains("lib.rs:4"),
+            "{}",
+            problems[4]
+        );
         assert_eq!(
             problems[0],
             "cron expression `0 0 31 2 *` never comes due again, in `shop::item` (shop/src/lib.rs:1)"

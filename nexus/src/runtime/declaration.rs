@@ -28,7 +28,7 @@ pub(crate) struct Declaration {
 }
 
 /// A scheduled task of the program: a `#[cron]` function, event type or constant.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct DeclaredTask {
     pub(crate) name: String,
     pub(crate) expression: String,
@@ -127,6 +127,8 @@ impl Declaration {
                     event_type: Some(rename.event_type.clone()),
                 }),
         );
+        let names: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
+        task_renames.extend(scheduled_tasks::taken_back(connection, namespace, app, &names).await?);
         for rename in taken_back.iter().chain(&self.renames) {
             let Rename {
                 group,

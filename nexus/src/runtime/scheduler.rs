@@ -38,6 +38,10 @@ const MOST_TASKS: usize = 250;
 /// Ticks of one transaction: what a task fires that has missed many shares it with the others.
 const MOST_TICKS: usize = 1_000;
 
+/// Payloads of one transaction, in bytes of their text, unless one alone has more. Each is written once for
+/// the log and once for each handler.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+
 pub(crate) async fn run(node: Arc<Node>) {
     // Whether there was more to fire than one transaction takes when something was due last. Then two
     // are made at a time, from the first on: with 1,000 tasks due at once the last is fired a third sooner.
@@ -110,7 +114,8 @@ async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
     let namespace = &node.row.namespace;
     let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
-    let due = scheduled_tasks::lock_due(&mut tx, namespace, MOST_TASKS).await?;
+    let mut due = scheduled_tasks::lock_due(&mut tx, namespace, MOST_TASKS).await?;
+    leave_bytes(&mut due);
     if !due.is_empty() {
         let (queues, fired) = match together {
             Together::All => fire(&mut tx, namespace, &due).await?,
@@ -154,6 +159,7 @@ pub(super) async fn fire_overdue(node: &Node, connection: &mut PgConnection) -> 
     let namespace = &node.row.namespace;
     let mut tx = connection.begin().await?;
     let mut overdue = scheduled_tasks::lock_overdue(&mut tx, namespace, MOST_TASKS).await?;
+    leave_bytes(&mut overdue);
     for task in &mut overdue {
         // As in `core.fire_due`: a minute is nothing to pg_cron.
         task.grace = task.grace.max(Duration::from_mins(1));
@@ -176,6 +182,17 @@ pub(super) async fn fire_overdue(node: &Node, connection: &mut PgConnection) -> 
         }
     }
     Ok(())
+}
+
+/// Leaves tasks to the next transaction whose payloads are too much for one, the first excepted.
+fn leave_bytes(due: &mut Vec<Due>) {
+    let mut bytes = 0;
+    let fitting = due.iter().take_while(|task| {
+        bytes += task.payload_bytes;
+        bytes <= MOST_BYTES
+    });
+    let kept = fitting.count().max(1);
+    due.truncate(kept);
 }
 
 /// As [`fire`], but puts tasks off whose events cannot be emitted.
@@ -214,7 +231,10 @@ async fn fire(
     namespace: &str,
     due: &[Due],
 ) -> sqlx::Result<(Vec<String>, HashSet<Uuid>)> {
-    let limit = (MOST_TICKS / due.len()).max(1);
+    let bytes: usize = due.iter().map(|task| task.payload_bytes).sum();
+    let limit = (MOST_TICKS / due.len())
+        .min(MOST_BYTES / bytes.max(1))
+        .max(1);
     let mut ticks = Vec::new();
     let mut next_runs = Vec::new();
     let mut failed: Vec<(Uuid, String)> = Vec::new();

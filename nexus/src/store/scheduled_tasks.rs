@@ -183,6 +183,8 @@ pub(crate) struct Due {
     /// No due time up to here counts.
     pub(crate) after: jiff::Timestamp,
     pub(crate) now: jiff::Timestamp,
+    /// The size of the payload as text.
+    pub(crate) payload_bytes: usize,
 }
 
 /// Due tasks, locked. The scheduler stands in the text, because each has an index of its own.
@@ -192,7 +194,8 @@ macro_rules! lock_due {
             "select task_id, name, cron_expression, timezone, misfire_policy, misfire_cap, grace_ms,
                     (extract(epoch from next_run_at) * 1000000)::bigint,
                     (extract(epoch from due_after) * 1000000)::bigint,
-                    (extract(epoch from core.now()) * 1000000)::bigint
+                    (extract(epoch from core.now()) * 1000000)::bigint,
+                    octet_length(payload::text)
              from core.scheduled_tasks
              where namespace = $1 and active and paused_at is null
                and (put_off_until is null or put_off_until <= core.now()) and scheduler = '",
@@ -252,6 +255,7 @@ async fn lock_tasks(
             at: row.get::<Option<i64>, _>(7).map(timestamp),
             after: timestamp(row.get(8)),
             now: timestamp(row.get(9)),
+            payload_bytes: row.get::<i32, _>(10).unsigned_abs() as usize,
         })
         .collect())
 }
@@ -609,6 +613,36 @@ pub(crate) struct TaskRename {
     pub(crate) event_type: Option<String>,
 }
 
+/// The renames that a build takes back by being older: it declares a name that a task of its app had before,
+/// and not the one that the task has now.
+pub(crate) async fn taken_back(
+    connection: &mut PgConnection,
+    namespace: &str,
+    app: &str,
+    names: &[&str],
+) -> sqlx::Result<Vec<TaskRename>> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "select t.name, d.name
+         from core.scheduled_tasks t
+         join unnest($3::text[]) as d (name) on d.name = any (t.formerly)
+         where t.namespace = $1 and t.app = $2 and t.name <> all ($3)
+         order by 1, array_position(t.formerly, d.name) desc",
+    )
+    .bind(namespace)
+    .bind(app)
+    .bind(names)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(former, name)| TaskRename {
+            former,
+            name,
+            event_type: None,
+        })
+        .collect())
+}
+
 /// Gives tasks of the app their new names. They keep their ids, and so their ticks and history, and their
 /// next runs. Where a task of the new name exists, both stay as they are; so do tasks that belong to no
 /// app, and those of another live one.
@@ -621,7 +655,8 @@ pub(crate) async fn rename(
     // Of several former names of one task the first that exists is taken.
     sqlx::query(
         "update core.scheduled_tasks t
-         set name = r.name, event_type = coalesce(r.event_type, t.event_type), app = $2, updated_at = core.now()
+         set name = r.name, event_type = coalesce(r.event_type, t.event_type), app = $2, updated_at = core.now(),
+             formerly = array_append(array_remove(array_remove(t.formerly, t.name), r.name), t.name)
          from (select distinct on (r.name) r.*
                from unnest($3::text[], $4::text[], $5::text[]) with ordinality as r (former, name, event_type, n)
                join core.scheduled_tasks f on f.namespace = $1 and f.name = r.former

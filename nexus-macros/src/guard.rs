@@ -6,6 +6,9 @@
 //! namespace, whatever module or function they stand in. Across crates nothing clashes; there
 //! `app!` and the start of an app look for duplicates.
 //!
+//! rustc shows these names, so they are worded for it: ``the name `the_only_handler_named__book__in_its_group`
+//! is defined multiple times``, ``cannot find value `the_only_handler_named__bok__in_its_group` ``.
+//!
 //! Names and groups hold no `__` and begin with a letter, so runs of `_` can join and escape: two
 //! join, four stand for `-`, and different declarations have different macros.
 
@@ -15,18 +18,37 @@ use quote::quote_spanned;
 /// Reserves an event type and version; `at` is where it is declared.
 pub(crate) fn event(event_type: &str, version: u32, at: Span) -> TokenStream {
     let event_type = event_type.replace('.', "__");
-    reserve(&format!("nexus_event_type__{event_type}__v{version}"), at)
+    reserve(
+        &format!("the_only_event_type__{event_type}__version_{version}"),
+        at,
+    )
 }
 
 /// Reserves the name of a handler in its group.
 pub(crate) fn handler(group: Option<&str>, name: &str, at: Span) -> TokenStream {
-    let group = group.map(|group| format!("__{group}")).unwrap_or_default();
-    reserve(&format!("nexus_handler{group}__{name}"), at)
+    match group {
+        None => reserve(&handler_item(name), at),
+        Some(group) => reserve(
+            &format!("the_only_handler_named__{name}__in_group__{group}"),
+            at,
+        ),
+    }
 }
 
 /// Reserves the name of a scheduled task.
 pub(crate) fn task(name: &str, at: Span) -> TokenStream {
-    reserve(&format!("nexus_cron__{name}"), at)
+    reserve(&task_item(name), at)
+}
+
+/// What stands beside a handler that is called as its function and names no group. The constant that `app!`
+/// looks for has this name too, so that rustc tells only once that both are there twice.
+pub(crate) fn handler_item(name: &str) -> String {
+    format!("the_only_handler_named__{name}__in_its_group")
+}
+
+/// What stands beside a scheduled task that is called as its item, the constant included.
+pub(crate) fn task_item(name: &str) -> String {
+    format!("the_only_scheduled_task_named__{name}")
 }
 
 fn reserve(name: &str, at: Span) -> TokenStream {

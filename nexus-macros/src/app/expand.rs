@@ -1,18 +1,19 @@
 //! From what was listed to code; cannot fail.
 
-use proc_macro2::TokenStream;
-use quote::{format_ident, quote, quote_spanned};
+use proc_macro2::{Ident, TokenStream};
+use quote::{quote, quote_spanned};
 use syn::{Path, ext::IdentExt, spanned::Spanned};
 
 use super::model::List;
+use crate::guard;
 
 /// A table that is complete, and checked, while compiling, and the app that is made of it.
 pub(super) fn expand(list: &List) -> TokenStream {
     let handlers = list
         .handlers
         .iter()
-        .map(|path| hidden("nexus_handler__", path));
-    let crons = list.crons.iter().map(|path| hidden("nexus_cron__", path));
+        .map(|path| hidden(guard::handler_item, path));
+    let crons = list.crons.iter().map(|path| hidden(guard::task_item, path));
     let events = list.events.iter().map(|ty| {
         let at = ty.span();
         quote_spanned!(at=> <#ty as ::nexus::__private::DerivedEvent>::USE.descriptor)
@@ -35,10 +36,10 @@ pub(super) fn expand(list: &List) -> TokenStream {
 }
 
 /// The constant beside an item, which the item's macro has made.
-fn hidden(prefix: &str, path: &Path) -> Path {
+fn hidden(name: impl Fn(&str) -> String, path: &Path) -> Path {
     let mut path = path.clone();
     if let Some(last) = path.segments.last_mut() {
-        last.ident = format_ident!("{prefix}{}", last.ident.unraw(), span = last.ident.span());
+        last.ident = Ident::new(&name(&last.ident.unraw().to_string()), last.ident.span());
     }
     path
 }

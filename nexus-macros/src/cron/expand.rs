@@ -26,7 +26,7 @@ pub(super) fn expand(tokens: &TokenStream, item: &Item, tasks: &[Task]) -> Token
     }
     let descriptors = tasks.iter().map(|task| descriptor(item, task));
     let hidden = hidden_const(
-        "nexus_cron__",
+        &guard::task_item(&item.ident.unraw().to_string()),
         &item.ident,
         &item.visibility,
         &item.descriptor_attributes(),

@@ -17,7 +17,7 @@ pub(crate) fn expand(
 ) -> TokenStream {
     let function = emitted(function);
     let hidden = hidden_const(
-        "nexus_handler__",
+        &guard::handler_item(&callable.ident.unraw().to_string()),
         &callable.ident,
         &callable.visibility,
         &callable.attributes,
@@ -38,7 +38,7 @@ pub(crate) fn expand_cron(
         .iter()
         .map(|registration| descriptor(callable, registration));
     let hidden = hidden_const(
-        "nexus_cron__",
+        &guard::task_item(&callable.ident.unraw().to_string()),
         &callable.ident,
         &callable.visibility,
         &callable.attributes,
@@ -59,7 +59,7 @@ fn emitted(function: &TokenStream) -> TokenStream {
 /// The constant beside an item in which everything generated for it sits, so that it works wherever
 /// the item can stand. `app!` finds it: it has the item's visibility and a name made from its own.
 pub(crate) fn hidden_const(
-    prefix: &str,
+    name: &str,
     ident: &Ident,
     visibility: &Visibility,
     attributes: &[Attribute],
@@ -68,7 +68,7 @@ pub(crate) fn hidden_const(
 ) -> TokenStream {
     // At the item's name, like the guard: of a repeated name rustc tells once per place.
     let at = ident.span().resolved_at(Span::call_site());
-    let name = format_ident!("{prefix}{}", ident.unraw(), span = at);
+    let name = Ident::new(name, at);
     let attributes = attributes.iter().map(allow_instead_of_expect);
     let visibility = respanned(visibility.to_token_stream());
     quote_spanned! {at=>

@@ -26,7 +26,8 @@ pub struct Emit<E>(pub E);
 #[diagnostic::on_unimplemented(
     message = "a handler cannot return `{Self}`",
     label = "not a handler's result",
-    note = "return `()`, `Emit<E>`, `Option<Emit<E>>` or a `Result` of these"
+    note = "return `()`, `Emit<E>`, `Option<Emit<E>>` or a `Result` of these",
+    note = "for several events, or several types of them, take `tx: &mut Tx` and call `tx.emit(&event)?` for each"
 )]
 pub trait IntoOutcome {
     /// The outcome of the attempt.
@@ -47,7 +48,8 @@ pub struct Outcome {
 #[diagnostic::on_unimplemented(
     message = "a handler cannot return `{Self}`",
     label = "not a handler's result",
-    note = "return `()`, `Emit<E>`, `Option<Emit<E>>` or a `Result` of these"
+    note = "return `()`, `Emit<E>`, `Option<Emit<E>>` or a `Result` of these",
+    note = "for several events, or several types of them, take `tx: &mut Tx` and call `tx.emit(&event)?` for each"
 )]
 #[doc(hidden)]
 pub trait Success {

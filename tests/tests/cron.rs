@@ -224,7 +224,7 @@ async fn what_pg_cron_leaves_for_a_minute_is_fired_by_a_node() {
     node.shutdown().await;
 }
 
-/// Tasks as pg_cron fires them, by SQL alone.
+/// Tasks as `pg_cron` fires them, by SQL alone.
 #[tokio::test]
 async fn a_run_of_pg_cron_makes_up_for_years_and_stays_small() {
     let database = TestDatabase::new().await;

@@ -389,9 +389,9 @@ async fn of_cancelling_and_emitting_exactly_one_happens() {
             .unwrap();
         let logged = test.logged().await;
         assert!(!cancelled.is_empty() && logged.contains_key(oldest));
-        for id in ids.iter().copied() {
-            let emitted = logged.get(&id).copied().unwrap_or(0);
-            let is_cancelled = cancelled.contains(&id);
+        for id in &ids {
+            let emitted = logged.get(id).copied().unwrap_or(0);
+            let is_cancelled = cancelled.contains(id);
             assert_eq!(
                 emitted + i64::from(is_cancelled),
                 1,

@@ -808,7 +808,24 @@ async fn what_cannot_be_scheduled_is_refused_with_the_reason() {
             "event"
         ]
     );
-    // The texts are those of `#[cron]`.
+    let unknown = "namespace `demo` has no scheduled task `till`; it has tills";
+    for error in [
+        client.pause_schedule("till").await.unwrap_err(),
+        client.resume_schedule("till").await.unwrap_err(),
+        client.run_schedule_now("till").await.unwrap_err(),
+        client.schedule_history("till", 1).await.unwrap_err(),
+    ] {
+        assert_eq!(error.to_string(), unknown);
+    }
+    assert_eq!(client.schedules().await.unwrap().len(), 1);
+}
+
+/// What is said of an expression and a zone is what `#[cron]` says.
+#[tokio::test]
+async fn mistakes_in_schedules_are_told_as_the_macro_tells_them() {
+    let database = TestDatabase::new().await;
+    let client = client(&database).await;
+    let event = books("north");
     for (expression, zone, text) in [
         (
             "61 24 * * *",
@@ -839,16 +856,7 @@ async fn what_cannot_be_scheduled_is_refused_with_the_reason() {
         swapped.unwrap_err().to_string(),
         "cron expression `report-7` is not valid: `0 9 * * 1-5` could be one, and stands in the place of the name: the name comes first"
     );
-    let unknown = "namespace `demo` has no scheduled task `till`; it has tills";
-    for error in [
-        client.pause_schedule("till").await.unwrap_err(),
-        client.resume_schedule("till").await.unwrap_err(),
-        client.run_schedule_now("till").await.unwrap_err(),
-        client.schedule_history("till", 1).await.unwrap_err(),
-    ] {
-        assert_eq!(error.to_string(), unknown);
-    }
-    assert_eq!(client.schedules().await.unwrap().len(), 1);
+    assert_eq!(client.schedules().await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -135,7 +135,8 @@ impl Handle {
     /// [`stats`](Self::stats). The client and its pool are closed with it.
     pub async fn shutdown(self) -> Vec<HandlerStats> {
         let routes = self.running.routes.clone();
-        self.running.shutdown().await;
+        // Boxed, as the start is: neither is to make large what awaits it.
+        Box::pin(self.running.shutdown()).await;
         stats(&routes)
     }
 

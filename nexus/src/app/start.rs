@@ -39,6 +39,10 @@ use crate::{
 /// # }
 /// ```
 pub async fn start(app: App) -> Result<Handle, StartError> {
+    Box::pin(start_unboxed(app)).await
+}
+
+async fn start_unboxed(app: App) -> Result<Handle, StartError> {
     let mut app = app;
     app.validate()?;
     let lookup = environment;

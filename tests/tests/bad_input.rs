@@ -146,6 +146,59 @@ async fn malformed_messages_become_dead_letters_and_the_others_run() {
 }
 
 #[tokio::test]
+async fn a_message_for_a_handler_that_nobody_has_becomes_a_dead_letter() {
+    let database = TestDatabase::new().await;
+    let (app, mut saw) = start(&database).await;
+    let pool = database.pool().await;
+    // A handler of no group; one of another group; and headers that cannot be read besides.
+    for headers in [
+        "{\"handler\": \"nobody\", \"eventVersion\": 1, \"eventId\": 1, \"subscription\": 7, \"attempts\": 3}",
+        "{\"handler\": \"read2\", \"eventVersion\": 1, \"eventId\": 2, \"subscription\": 1}",
+        "{\"handler\": \"zz\", \"eventVersion\": 1, \"attempts\": []}",
+    ] {
+        sqlx::query("select pgmq.send('core_events_demo', '{}'::jsonb, $1::jsonb)")
+            .bind(headers)
+            .execute(&pool)
+            .await
+            .unwrap();
+    }
+    // Waits for a version that a build may bring yet: it stays.
+    sqlx::query(
+        "select pgmq.send('core_events_demo', '{}'::jsonb,
+             '{\"handler\": \"read\", \"eventVersion\": 2, \"eventId\": 3, \"subscription\": 1}'::jsonb)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    app.client().emit(&note("good")).await.unwrap();
+    assert_eq!(
+        within("the good one runs", saw.recv()).await.as_deref(),
+        Some("good")
+    );
+    app.advance(std::time::Duration::from_mins(2)).await;
+    until("they are given up", || async {
+        (letters(&app).await.len() >= 3).then_some(())
+    })
+    .await;
+    for (letter, handler) in letters(&app).await.iter().zip(["nobody", "read2", "zz"]) {
+        assert_eq!(letter.0, "Unknown handler");
+        assert!(
+            letter
+                .1
+                .contains(&format!("no handler `{handler}` is subscribed")),
+            "{letter:?}"
+        );
+    }
+    let left: Vec<String> =
+        sqlx::query_scalar("select headers ->> 'eventVersion' from pgmq.q_core_events_demo")
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+    assert_eq!(left, ["2"]);
+    app.shutdown().await;
+}
+
+#[tokio::test]
 async fn messages_that_no_claim_looks_for_are_adopted_or_dead_lettered() {
     let database = TestDatabase::new().await;
     let (app, mut saw) = start(&database).await;

@@ -140,6 +140,9 @@ fn kinds() -> Vec<(String, Option<Value>)> {
         }
         add(whole(), Some(all));
     }
+    for handler in ["nobody", "", "exact ", "EXACT", "every_second2"] {
+        add(whole(), Some(headers(&json!({ "handler": handler }))));
+    }
     // Larger than any message may be, and deeper than any parser goes.
     let large = json!({ "payload": { "number": 1, "takes_ms": 0, "text": "x".repeat(1_200_000) } });
     add(envelope(&large).to_string(), None);
@@ -168,12 +171,8 @@ async fn script(plan: &Plan, scene: &mut Scene) -> anyhow::Result<()> {
     let mut put = 0_i64;
     for _ in 0..copies {
         for (body, headers) in &kinds {
-            // What has headers as ours is for a handler of that group.
-            let queues = match headers {
-                None => &["core_events_faults", "core_events_faults__small"][..],
-                Some(_) => &["core_events_faults__small"],
-            };
-            for queue in queues {
+            // In the first one nobody has the handler of headers as ours.
+            for queue in ["core_events_faults", "core_events_faults__small"] {
                 let sent = sqlx::query("select pgmq.send($1, $2::jsonb, $3::jsonb)")
                     .bind(queue)
                     .bind(body)
@@ -206,6 +205,15 @@ async fn script(plan: &Plan, scene: &mut Scene) -> anyhow::Result<()> {
         scene.outcome.note(format!(
             "{refused_at_once} could not be put in: the queue refuses such headers"
         ));
+    }
+    if !plan.is_long {
+        // What is for nobody is given up when it has waited for a minute.
+        sqlx::raw_sql(
+            "update pgmq.q_core_events_faults set enqueued_at = enqueued_at - interval '2 minutes';
+             update pgmq.q_core_events_faults__small set enqueued_at = enqueued_at - interval '2 minutes'",
+        )
+        .execute(&scene.pool)
+        .await?;
     }
     // None is left, and each has a reason.
     scene.recover().await?;

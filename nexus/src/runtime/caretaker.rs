@@ -8,11 +8,22 @@ use std::{
 use sqlx::{Connection, PgConnection};
 
 use super::{Node, scheduler};
-use crate::store::{self, maintenance, pg_cron, scheduled_tasks, subscriptions};
+use crate::{
+    event::Headers,
+    store::{
+        self, maintenance, pg_cron,
+        queue::{self, GivenUp},
+        scheduled_tasks, subscriptions,
+    },
+};
 
 /// New subscriptions are settled, and `pg_cron`, partitions and expired rows looked after, this often.
 const EVERY: Duration = Duration::from_secs(2);
 const MAINTAIN_EVERY: u32 = 30;
+const EXPLAIN_EVERY: u32 = 5;
+
+/// Messages given up in one round, of each queue.
+const MOST_UNEXPLAINED: i64 = 100;
 
 /// How long one round may take before its connection counts as lost.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -23,6 +34,12 @@ pub(crate) async fn run(node: Arc<Node>) {
         let care = care(&node, round.is_multiple_of(MAINTAIN_EVERY));
         if let Err(error) = store::answered_within(PATIENCE, care).await {
             tracing::warn!(%error, "maintenance failed, trying again");
+        }
+        if round.is_multiple_of(EXPLAIN_EVERY) {
+            let care = give_up_unexplained(&node);
+            if let Err(error) = store::answered_within(PATIENCE, care).await {
+                tracing::warn!(%error, "could not look for messages of unknown handlers, trying again");
+            }
         }
         round = round.wrapping_add(1);
         tokio::select! {
@@ -67,6 +84,40 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
     }
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
         node.client.bell().ring_all_here();
+    }
+    connection.give_back();
+    Ok(())
+}
+
+/// Gives up what waits for a handler that the group never had, or has no more: written by hand, most often.
+async fn give_up_unexplained(node: &Node) -> sqlx::Result<()> {
+    let mut connection = node.connection().await?;
+    for queue in subscriptions::queues(&mut connection, &node.row.namespace).await? {
+        for message in queue::unexplained(&mut connection, &queue, MOST_UNEXPLAINED).await? {
+            let headers = serde_json::from_str::<Headers>(&message.headers);
+            let (attempts, errors) = headers.map_or((0, Vec::new()), |headers| {
+                (headers.attempts, headers.errors)
+            });
+            let given_up = GivenUp {
+                msg_id: message.msg_id,
+                read_ct: message.read_ct,
+                reason: "Unknown handler",
+                error: format!(
+                    "no handler `{}` is subscribed in the group of this queue: redrive it once an app has it",
+                    message.handler
+                ),
+                attempts,
+                errors,
+            };
+            if queue::dead_letter(&mut connection, &queue, &given_up).await? {
+                tracing::error!(
+                    queue,
+                    msg_id = message.msg_id,
+                    "dead-lettered a message: {}",
+                    given_up.error
+                );
+            }
+        }
     }
     connection.give_back();
     Ok(())

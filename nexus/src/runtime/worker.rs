@@ -167,6 +167,7 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
     // Completes when nothing else runs in this process. The buffers have to be emptied meanwhile,
     // here and in the other workers, so nobody may wait for it without starting attempts.
     let mut alone: Option<BoxFuture<'static, OwnedRwLockWriteGuard<()>>> = None;
+    let mut runs_alone = false;
 
     while !node.stop.is_cancelled() {
         start_attempts(&node, &mut lanes, &settler, &finished);
@@ -215,6 +216,12 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
                 while let Ok(lane) = ends.try_recv() {
                     lanes[lane].running -= 1;
                 }
+                // Nodes that died one after the other leave many of them behind: one a second would
+                // take long.
+                if std::mem::take(&mut runs_alone) {
+                    looked_for_suspects_at = None;
+                    next_poll = Instant::now();
+                }
             }
             () = bell.notified() => {
                 poll = SHORTEST_POLL;
@@ -224,7 +231,7 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
             () = tokio::time::sleep(LONGEST_WAIT), if has_buffered => {}
             guard = async { alone.as_mut().expect("it is awaited only if it is there").await }, if alone.is_some() => {
                 alone = None;
-                claimer.start_suspect(&mut lanes, guard, &settler, &finished).await;
+                runs_alone = claimer.start_suspect(&mut lanes, guard, &settler, &finished).await;
             }
             () = node.stop.cancelled() => {}
         }
@@ -377,19 +384,21 @@ impl Claimer {
         Filled::Claimed(any)
     }
 
-    /// Starts one message that has lost its lease before; `alone` says that nothing else runs.
+    /// Starts one message that has lost its lease before; `alone` says that nothing else runs. False if
+    /// there was none.
     async fn start_suspect(
         &mut self,
         lanes: &mut [Lane],
         alone: OwnedRwLockWriteGuard<()>,
         settler: &Settler,
         finished: &mpsc::UnboundedSender<usize>,
-    ) {
+    ) -> bool {
         let wants: Vec<Want> = lanes.iter().map(|lane| lane.want(1, true)).collect();
         let sent_at = Instant::now();
         let Some(claims) = self.claim(&wants, Which::Suspect).await else {
-            return;
+            return false;
         };
+        let mut any = false;
         let mut alone = Some(alone);
         for claimed in claims.messages {
             let deadline = sent_at + self.node.settings.lease;
@@ -407,7 +416,8 @@ impl Claimer {
             lane.running += 1;
             let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
             let (settler, finished) = (settler.clone(), finished.clone());
-            let alone = alone.take();
+            let mut alone = alone.take();
+            any = true;
             let points = Arc::clone(&node.points);
             tokio::spawn(points.while_alive(async move {
                 let attempt = attempt::run(&node, &route, &settler, vec![message]);
@@ -416,13 +426,16 @@ impl Claimer {
                     .await
                     .is_err()
                 {
-                    drop(alone);
+                    alone = None;
                     attempt.await;
                 }
+                // Others run before the next one does.
+                drop(alone);
                 // The worker is gone only if the whole runtime is.
                 let _ = finished.send(index);
             }));
         }
+        any
     }
 
     /// Whether a message waits that has to run alone.

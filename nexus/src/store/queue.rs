@@ -399,6 +399,66 @@ pub(crate) async fn dead_letter(
         .await
 }
 
+/// A message that no subscription explains.
+#[derive(Debug)]
+pub(crate) struct Unexplained {
+    pub(crate) msg_id: i64,
+    pub(crate) read_ct: i32,
+    pub(crate) handler: String,
+    pub(crate) headers: String,
+}
+
+/// Due messages whose handler has no subscription in the queue's group, and never had another name there:
+/// nobody will ever claim them. A minute old at least, so that a registration which is under way, or a
+/// rename, is not met half-way.
+pub(crate) async fn unexplained(
+    connection: &mut PgConnection,
+    queue: &str,
+    limit: i64,
+) -> sqlx::Result<Vec<Unexplained>> {
+    // Walks the index from one name to the next, however many messages each has.
+    let text = format!(
+        "with recursive names as (
+             (select m.headers ->> 'handler' as handler from {table} m
+              where m.headers ->> 'handler' is not null order by m.headers ->> 'handler' limit 1)
+             union all
+             select (select m.headers ->> 'handler' from {table} m
+                     where m.headers ->> 'handler' > n.handler order by m.headers ->> 'handler' limit 1)
+             from names n where n.handler is not null
+         ), unknown as materialized (
+             select n.handler from names n
+             join core.groups g on g.queue_name = $1
+             where n.handler is not null
+               and not exists (
+                   select from core.subscriptions s
+                   where s.namespace = g.namespace and s.group_name = g.group_name and s.handler = n.handler)
+               and not exists (
+                   select from core.renames r
+                   where r.namespace = g.namespace and r.group_name = g.group_name and r.former = n.handler)
+         )
+         select m.msg_id, m.read_ct, u.handler, m.headers::text
+         from unknown u
+         join {table} m on m.headers ->> 'handler' = u.handler
+         where m.vt <= core.now() and m.enqueued_at < core.now() - interval '1 minute'
+         limit $2",
+        table = table(queue)
+    );
+    let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
+        .bind(queue)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Unexplained {
+            msg_id: row.get(0),
+            read_ct: row.get(1),
+            handler: row.get(2),
+            headers: row.get(3),
+        })
+        .collect())
+}
+
 /// A message of a foreign program that was taken in or refused.
 #[derive(Debug)]
 pub(crate) struct Adopted {

@@ -18,6 +18,17 @@ pub(crate) async fn ensure_group(
         .await
 }
 
+/// The queues of the namespace's groups.
+pub(crate) async fn queues(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar("select queue_name from core.groups where namespace = $1 order by 1")
+        .bind(namespace)
+        .fetch_all(connection)
+        .await
+}
+
 /// Restores every queue of the namespace whose table is gone.
 pub(crate) async fn restore_queues(
     connection: &mut PgConnection,

@@ -58,6 +58,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     10 "0010_pg_cron",
     11 "0011_checks",
     12 "0012_first_hour",
+    13 "0013_dead_letters",
 ];
 
 /// The version that this build works with.

@@ -111,6 +111,7 @@ pub(crate) struct Overrides {
     pub(crate) shutdown_timeout: Option<Duration>,
     pub(crate) max_payload_bytes: Option<usize>,
     pub(crate) retention: Option<Duration>,
+    pub(crate) letter_retention: Option<Duration>,
 }
 
 impl Overrides {
@@ -175,6 +176,7 @@ impl Overrides {
 /// Bounds of settings, for the environment and the builder.
 const LEASE_SECONDS: RangeInclusive<u64> = 1..=43_200;
 const IDLE_POLL_MS: RangeInclusive<u64> = 1..=60_000;
+const LETTER_DAYS: RangeInclusive<u64> = 1..=36_500;
 const MAX_NODE_ID: usize = 100;
 /// jsonb takes up to 255 MiB; the envelope needs some.
 const MAX_PAYLOAD_BYTES: usize = 200 * 1024 * 1024;
@@ -195,6 +197,7 @@ pub(crate) struct Config {
     pub(crate) shutdown_timeout: Duration,
     pub(crate) max_payload_bytes: usize,
     pub(crate) retention: Duration,
+    pub(crate) letter_retention: Duration,
 }
 
 const DAY: Duration = Duration::from_hours(24);
@@ -250,6 +253,7 @@ impl Config {
         let idle_poll = number("CORE_IDLE_POLL_INTERVAL_MS", "milliseconds", IDLE_POLL_MS);
         let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", LEASE_SECONDS);
         let batch_size = number("CORE_BATCH_SIZE", "messages", 1..=10_000);
+        let letter_days = number("CORE_DEAD_LETTER_RETENTION_DAYS", "days", LETTER_DAYS);
         let database_url = overrides
             .database_url
             .clone()
@@ -271,6 +275,7 @@ impl Config {
         if !errors.is_empty() {
             return Err(errors);
         }
+        let retention = overrides.retention.unwrap_or(183 * DAY);
         Ok(Self {
             namespace: overrides
                 .namespace
@@ -296,7 +301,11 @@ impl Config {
                 .shutdown_timeout
                 .unwrap_or(Duration::from_secs(30)),
             max_payload_bytes: overrides.max_payload_bytes.unwrap_or(DEFAULT_PAYLOAD_BYTES),
-            retention: overrides.retention.unwrap_or(183 * DAY),
+            retention,
+            letter_retention: overrides
+                .letter_retention
+                .or(letter_days.map(|days| Duration::from_hours(24 * days)))
+                .unwrap_or(retention),
         })
     }
 }
@@ -326,6 +335,23 @@ mod tests {
         assert_eq!(config.idle_poll, Duration::from_millis(250));
         assert_eq!(config.batch_size, 100);
         assert_eq!(config.database_url, None);
+        assert_eq!(config.letter_retention, 183 * DAY);
+    }
+
+    #[test]
+    fn dead_letters_are_kept_as_long_as_the_log_unless_something_else_is_said() {
+        let variables = [("CORE_DEAD_LETTER_RETENTION_DAYS", "30")];
+        let mut overrides = Overrides {
+            retention: Some(7 * DAY),
+            ..Overrides::default()
+        };
+        let kept = |variables: &[_], overrides: &_| {
+            resolve(variables, overrides).unwrap().letter_retention
+        };
+        assert_eq!(kept(&[], &overrides), 7 * DAY);
+        assert_eq!(kept(&variables, &overrides), 30 * DAY);
+        overrides.letter_retention = Some(DAY);
+        assert_eq!(kept(&variables, &overrides), DAY);
     }
 
     #[test]
@@ -405,11 +431,16 @@ mod tests {
             ("CORE_VISIBILITY_TIMEOUT_SECONDS", "0"),
             ("CORE_BATCH_SIZE", "-1"),
             ("DATABASE_URL", "mysql://root:secret@db/shop"),
+            ("CORE_DEAD_LETTER_RETENTION_DAYS", "0"),
         ];
         let errors = resolve(&variables, &Overrides::default()).unwrap_err();
-        assert_eq!(errors.len(), 5);
+        assert_eq!(errors.len(), 6);
         assert_eq!(
             errors[4].to_string(),
+            "CORE_DEAD_LETTER_RETENTION_DAYS is `0`, which is refused: a whole number of days from 1 to 36500"
+        );
+        assert_eq!(
+            errors[5].to_string(),
             "DATABASE_URL is `mysql://…`, which is refused: it is not a database URL such as postgres://user:password@host:5432/database"
         );
         assert_eq!(

@@ -16,6 +16,9 @@ pub mod transactions {}
 #[doc = include_str!("guide/retries.md")]
 pub mod retries {}
 
+#[doc = include_str!("guide/dead_letters.md")]
+pub mod dead_letters {}
+
 #[doc = include_str!("guide/schedules.md")]
 pub mod schedules {}
 

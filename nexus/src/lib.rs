@@ -20,7 +20,8 @@
 //! | [events](guide::events) | What is stored, under which name? How is it emitted, and what is refused? |
 //! | [handlers](guide::handlers) | What does a handler take and return, how many run at once, in which group? |
 //! | [transactions](guide::transactions) | What commits together, and what happens only once? |
-//! | [retries](guide::retries) | Is a failed attempt worth another one, and when? What becomes of the rest? |
+//! | [retries](guide::retries) | Is a failed attempt worth another one, and when? |
+//! | [dead letters](guide::dead_letters) | What becomes of the rest? How is it found, redriven, purged? |
 //! | [schedules](guide::schedules) | When does a function run by the clock? |
 //! | [testing](guide::testing) | How is all of this tested? |
 //! | [deploying](guide::deploying) | How does it run with many nodes, versions and databases, and what is to be watched? |

@@ -65,11 +65,12 @@ async fn an_account_is_opened_once() -> nexus::Result {
 const README: &str = include_str!("../../README.md");
 const RELIABILITY: &str = include_str!("../../docs/reliability.md");
 const ENVELOPE: &str = include_str!("../../docs/envelope.md");
-const GUIDE: [&str; 7] = [
+const GUIDE: [&str; 8] = [
     include_str!("../../nexus/src/guide/events.md"),
     include_str!("../../nexus/src/guide/handlers.md"),
     include_str!("../../nexus/src/guide/transactions.md"),
     include_str!("../../nexus/src/guide/retries.md"),
+    include_str!("../../nexus/src/guide/dead_letters.md"),
     include_str!("../../nexus/src/guide/schedules.md"),
     include_str!("../../nexus/src/guide/testing.md"),
     include_str!("../../nexus/src/guide/deploying.md"),

@@ -465,6 +465,14 @@ impl App {
         self
     }
 
+    /// How long dead letters of the app's groups are kept: `CORE_DEAD_LETTER_RETENTION_DAYS`, default as
+    /// long as the [log](Self::log_retention). Then a node of the app deletes them for good, a thousand at
+    /// a time, and logs how many they were. Of apps that share a group the shortest retention counts.
+    pub fn dead_letter_retention(mut self, retention: Duration) -> Self {
+        self.overrides.letter_retention = Some(retention);
+        self
+    }
+
     /// Checks the app without a database and reports every problem at once, with file and line.
     ///
     /// [`run`] and [`start`] do it first. As a test it finds what no compiler can see, such as two

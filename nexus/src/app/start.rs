@@ -107,6 +107,7 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
             max_body_bytes: i32::try_from(config.max_payload_bytes + 64 * 1024).unwrap_or(i32::MAX),
             shutdown_timeout: config.shutdown_timeout,
             retention: config.retention,
+            letter_retention: config.letter_retention,
         },
         shared: Arc::new(Shared {
             states: app.states,

@@ -1,12 +1,13 @@
 //! Emitting, and looking after what was emitted.
 //!
-//! - [`Client`] emits events, in a transaction of its own or in yours, cancels delayed ones, and shows
-//!   and redrives dead letters.
+//! - [`Client`] emits events, in a transaction of its own or in yours, and cancels delayed ones.
+//! - [`DeadLetter`] is what the client lists, redrives and purges, [`DeadLetterFilter`] says which.
 //! - [`Tx`] is a transaction with emits in it.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - `wake` tells workers that there is something to do.
 
 mod connect;
+mod dead_letters;
 mod delayed;
 mod emission;
 mod error;
@@ -17,10 +18,15 @@ mod tx;
 mod wake;
 
 pub use connect::{ConnectError, Database};
+pub use dead_letters::{
+    DeadLetter, DeadLetterCause, DeadLetterCursor, DeadLetterFilter, DeadLetters, EditError,
+    EditedRedrive, InvalidCursor, LeftLetters, LeftWhy, PastRedrive, PayloadProblems, Purge,
+    Purged, Redrive, Redriven, RedrivenHandler,
+};
 pub use delayed::DelayedEvent;
 pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::EmitError;
-pub use operate::{DeadLetter, OperateError, Subscription};
+pub use operate::{OperateError, Subscription};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;
@@ -183,6 +189,15 @@ impl Client {
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.inner.pool
+    }
+
+    /// Who emits: the node's id, or `client-…`.
+    pub(crate) fn producer(&self) -> &str {
+        &self.inner.producer
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.inner.limits
     }
 
     pub(crate) fn bell(&self) -> &Bell {

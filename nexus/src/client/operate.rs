@@ -1,13 +1,9 @@
-//! Looking after what was emitted: dead letters and subscriptions.
+//! Looking after subscriptions, and what can go wrong with all that is looked after.
 
-use serde::Deserialize;
-use serde_json::Value;
+use std::time::Duration;
 
 use super::{Client, schedules::names};
-use crate::{
-    event::{PastError, check_name},
-    store::{dead_letters, subscriptions},
-};
+use crate::{event::check_name, store::subscriptions};
 
 /// Why a request could not be answered.
 #[derive(Debug, thiserror::Error)]
@@ -34,47 +30,25 @@ pub enum OperateError {
         /// What went wrong.
         source: sqlx::Error,
     },
-}
-
-/// A message that will not be tried again by itself.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct DeadLetter {
-    /// Its id in the dead-letter queue; what [`Client::redrive`] takes.
-    pub id: i64,
-    /// The group whose queue it came from.
-    pub group: String,
-    /// The handler that failed; `None` if the message was no envelope.
-    pub handler: Option<String>,
-    /// The event; `None` if the message was no envelope.
-    pub event_id: Option<i64>,
-    /// The original message.
-    pub original: Value,
-    /// In a few words why it is here: `Attempts exhausted`, `Permanent error`, `Undecodable payload`,
-    /// `Abandoned`, `Malformed message`, `Too large`.
-    pub reason: String,
-    /// The last error with its sources.
-    pub error: Option<String>,
-    /// How many attempts were made.
-    pub attempts: u32,
-    /// The errors of the attempts, oldest first; the newest ten.
-    pub errors: Vec<PastError>,
-    /// When it was given up.
-    pub failed_at: jiff::Timestamp,
-}
-
-/// The body of a dead letter, with the original system's fields.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Body {
-    original_event: Value,
-    reason: String,
-    error: Option<String>,
-    handler: Option<String>,
-    #[serde(default)]
-    attempts: u32,
-    #[serde(default)]
-    errors: Vec<PastError>,
+    /// Some of it was done, and stays done. If the source is a lost connection, one batch more may be.
+    /// The same call again does the rest.
+    #[error("could not {doing} after the first {done}: call again for the rest")]
+    Interrupted {
+        /// What was attempted.
+        doing: &'static str,
+        /// How many were done.
+        done: u64,
+        /// What went wrong.
+        source: sqlx::Error,
+    },
+    /// Give a rate from one message a day on.
+    #[error("a rate of {messages} messages in {per:?} is refused: one message a day is the least")]
+    Rate {
+        /// How many messages.
+        messages: u32,
+        /// In which time.
+        per: Duration,
+    },
 }
 
 /// A handler's durable wish for an event type.
@@ -102,70 +76,6 @@ pub(super) fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Operate
 }
 
 impl Client {
-    /// The newest dead letters of a group, at most `limit`, newest first. They stay where they are. The
-    /// group of handlers that name none is the app's name.
-    ///
-    /// # Errors
-    ///
-    /// The group does not exist, or the database could not be asked.
-    pub async fn dead_letters(
-        &self,
-        group: &str,
-        limit: u32,
-    ) -> Result<Vec<DeadLetter>, OperateError> {
-        let doing = "list dead letters";
-        let queue = self.queue_of(group).await?;
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let stored = dead_letters::list(&mut connection, &queue, limit.into())
-            .await
-            .map_err(failed(doing))?;
-        Ok(stored
-            .into_iter()
-            .map(|letter| {
-                // A foreign program may have put anything there; show it rather than fail.
-                let body = serde_json::from_str(&letter.body).unwrap_or_else(|error| Body {
-                    original_event: serde_json::from_str(&letter.body).unwrap_or(Value::Null),
-                    reason: "Malformed message".to_owned(),
-                    error: Some(format!("this dead letter was not made by nexus: {error}")),
-                    handler: None,
-                    attempts: 0,
-                    errors: Vec::new(),
-                });
-                DeadLetter {
-                    id: letter.msg_id,
-                    group: group.to_owned(),
-                    handler: body.handler,
-                    event_id: letter.event_id,
-                    original: body.original_event,
-                    reason: body.reason,
-                    error: body.error,
-                    attempts: body.attempts,
-                    errors: body.errors,
-                    failed_at: letter.failed_at,
-                }
-            })
-            .collect())
-    }
-
-    /// Puts dead letters of a group back into its queue and returns how many there were.
-    ///
-    /// A redriven message keeps its event, its handler and the history of its errors, and has all
-    /// its attempts before it. An id that is not there is no error.
-    ///
-    /// # Errors
-    ///
-    /// The group does not exist, or the database could not be asked.
-    pub async fn redrive(&self, group: &str, ids: &[i64]) -> Result<u64, OperateError> {
-        let doing = "redrive dead letters";
-        let queue = self.queue_of(group).await?;
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let count = dead_letters::redrive(&mut connection, &queue, ids)
-            .await
-            .map_err(failed(doing))?;
-        self.wake([queue]);
-        Ok(count)
-    }
-
     /// Every subscription of the namespace, with what waits for it.
     ///
     /// # Errors
@@ -195,7 +105,7 @@ impl Client {
         Ok(found)
     }
 
-    async fn queue_of(&self, group: &str) -> Result<String, OperateError> {
+    pub(super) async fn queue_of(&self, group: &str) -> Result<String, OperateError> {
         check_name("group", group)?;
         let mut connection = self
             .pool()

@@ -177,6 +177,20 @@ impl EnvelopeMeta {
         &self.headers.errors
     }
 
+    /// How often the message has been redriven from the dead letters.
+    /// [`attempt`](Self::attempt) counts from 1 again after each.
+    #[must_use]
+    pub fn redrive_count(&self) -> u32 {
+        self.headers.redriven
+    }
+
+    /// Whether somebody has replaced the payload when the message was redriven: then the event log has
+    /// another one under this [`event_id`](Self::event_id), and so have the other handlers of the event.
+    #[must_use]
+    pub fn is_edited(&self) -> bool {
+        self.headers.edited
+    }
+
     /// The subscription that the delivery is for.
     #[must_use]
     pub fn subscription_id(&self) -> i64 {
@@ -250,6 +264,10 @@ pub(crate) struct Headers {
     pub(crate) errors: Vec<PastError>,
     #[serde(default)]
     pub(crate) abandoned: u32,
+    #[serde(default)]
+    pub(crate) redriven: u32,
+    #[serde(default)]
+    pub(crate) edited: bool,
     #[serde(default, deserialize_with = "trace::lenient")]
     pub(crate) traceparent: Option<String>,
     #[serde(default, deserialize_with = "trace::lenient_text")]

@@ -6,11 +6,13 @@
 //! - [`Envelope`] is an event with its identity, its time and where it came from.
 //! - [`check_event_type`] and [`check_name`] are the grammar of the names that are stored.
 //! - [`EncodeError`] says which events cannot be stored.
+//! - [`PayloadProblem`] says where a payload does not fit the schema of its type.
 
 mod encode;
 mod envelope;
 mod name;
 mod outgoing;
+mod schema;
 mod trace;
 
 pub use encode::EncodeError;
@@ -21,6 +23,8 @@ pub use envelope::{Envelope, EnvelopeMeta, PastError};
 pub(crate) use envelope::{Headers, RawBody};
 pub use name::{InvalidName, check_event_type, check_name};
 pub(crate) use outgoing::{Cause, Delay, Outgoing};
+pub use schema::PayloadProblem;
+pub(crate) use schema::{Misfit, check_payload};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};

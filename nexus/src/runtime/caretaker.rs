@@ -1,6 +1,7 @@
 //! What has to be done from time to time, by whichever node gets to it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -9,9 +10,10 @@ use sqlx::{Connection, PgConnection};
 
 use super::{Node, scheduler};
 use crate::{
+    client::DeadLetterFilter,
     event::Headers,
     store::{
-        self, maintenance, pg_cron,
+        self, dead_letters, maintenance, pg_cron,
         queue::{self, GivenUp},
         scheduled_tasks, subscriptions,
     },
@@ -31,7 +33,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) async fn run(node: Arc<Node>) {
     let mut round = 0_u32;
     while !node.stop.is_cancelled() {
-        let care = care(&node, round.is_multiple_of(MAINTAIN_EVERY));
+        let care = Box::pin(care(&node, round.is_multiple_of(MAINTAIN_EVERY)));
         if let Err(error) = store::answered_within(PATIENCE, care).await {
             tracing::warn!(%error, "maintenance failed, trying again");
         }
@@ -85,6 +87,12 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
         node.client.bell().ring_all_here();
     }
+    if everything
+        && let Err(error) = expire_letters(node, &mut connection).await
+        && !node.mend(&error).await
+    {
+        tracing::warn!(%error, "could not delete dead letters whose retention has passed, trying again");
+    }
     connection.give_back();
     Ok(())
 }
@@ -120,6 +128,45 @@ async fn give_up_unexplained(node: &Node) -> sqlx::Result<()> {
         }
     }
     connection.give_back();
+    Ok(())
+}
+
+/// Dead letters deleted by one statement, and how many statements there are in one round at most for a
+/// group: the rest comes with the next round.
+const LETTERS: i32 = 1_000;
+const BATCHES_OF_LETTERS: usize = 20;
+
+/// Deletes dead letters whose retention has passed: those of the groups that this node works for, and in
+/// the main queue, from which every node adopts, those that no handler was named for.
+async fn expire_letters(node: &Node, connection: &mut PgConnection) -> sqlx::Result<()> {
+    let retention = node.settings.letter_retention;
+    let own = node.row.handlers.as_array().into_iter().flatten();
+    let mut groups: BTreeMap<&str, bool> = own
+        .filter_map(|handler| Some((handler.get("group")?.as_str()?, true)))
+        .collect();
+    groups.entry("default").or_insert(false);
+    for (group, is_own) in groups {
+        let namespace = &node.row.namespace;
+        let old = DeadLetterFilter::new().older_than(retention);
+        let filter = if is_own { old } else { old.without_handler() }.json();
+        let mut expired = 0;
+        for _ in 0..BATCHES_OF_LETTERS {
+            let batch =
+                dead_letters::purge(connection, namespace, group, &filter, LETTERS, None).await?;
+            expired += batch;
+            if batch < LETTERS.into() || node.stop.is_cancelled() {
+                break;
+            }
+        }
+        if expired > 0 {
+            tracing::info!(
+                group,
+                letters = expired,
+                ?retention,
+                "deleted dead letters, their retention has passed"
+            );
+        }
+    }
     Ok(())
 }
 

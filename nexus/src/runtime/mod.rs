@@ -108,6 +108,7 @@ pub(crate) struct Settings {
     pub(crate) max_body_bytes: i32,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) retention: Duration,
+    pub(crate) letter_retention: Duration,
 }
 
 /// What all loops of a node share.

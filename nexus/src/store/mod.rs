@@ -3,7 +3,7 @@
 //! - [`event_log`]: append and fan out, partitions.
 //! - [`delayed_emits`]: what is emitted later.
 //! - [`queue`]: claim, extend, and the verdicts that end an attempt.
-//! - [`dead_letters`]: list and redrive.
+//! - [`dead_letters`]: list, count, redrive, purge.
 //! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
 //! - [`renames`]: handlers that had another name before.
 //! - [`pg_cron`]: what the server's extension is to fire.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
 
 use super::{JsonText, micros, table};
+use crate::event::PastError;
 
 /// A handler with room for more messages.
 #[derive(Debug, Clone)]
@@ -309,9 +310,12 @@ pub(crate) struct Release {
 }
 
 /// The headers that remember failed attempts. The newest ten errors are kept.
-pub(crate) fn failure_headers(attempts: u32, errors: &[crate::event::PastError]) -> Value {
-    let newest = &errors[errors.len().saturating_sub(10)..];
-    json!({ "attempts": attempts, "errors": newest })
+pub(crate) fn failure_headers(attempts: u32, errors: &[PastError]) -> Value {
+    json!({ "attempts": attempts, "errors": newest(errors) })
+}
+
+fn newest(errors: &[PastError]) -> &[PastError] {
+    &errors[errors.len().saturating_sub(10)..]
 }
 
 /// Gives messages back to the queue: a retry, a snooze, or unstarted work at shutdown. Returns those
@@ -377,7 +381,7 @@ pub(crate) struct GivenUp {
     pub(crate) reason: &'static str,
     pub(crate) error: String,
     pub(crate) attempts: u32,
-    pub(crate) errors: Vec<crate::event::PastError>,
+    pub(crate) errors: Vec<PastError>,
 }
 
 /// Moves a message to the dead letters of its queue; false if it was no longer ours.
@@ -386,7 +390,7 @@ pub(crate) async fn dead_letter(
     queue: &str,
     given_up: &GivenUp,
 ) -> sqlx::Result<bool> {
-    let errors = json!(given_up.errors).to_string();
+    let errors = json!(newest(&given_up.errors)).to_string();
     sqlx::query_scalar("select core.dead_letter($1, $2, $3, $4, $5, $6, $7)")
         .bind(queue)
         .bind(given_up.msg_id)

@@ -435,8 +435,8 @@ pub(crate) async fn move_messages(
 /// Gives dead letters of a former name to the handler, `limit` letters from where the last call has
 /// stopped. Returns how many were given, and whether there are more to look at.
 ///
-/// The queue of dead letters has no index on their handlers. So each is looked at once, and those of the
-/// last minute again, because numbers are not handed out in the order of commits.
+/// Each is looked at once, and those of the last minute again, because numbers are not handed out in the
+/// order of commits.
 pub(crate) async fn move_dead_letters(
     connection: &mut PgConnection,
     namespace: &str,
@@ -460,7 +460,7 @@ pub(crate) async fn move_dead_letters(
              where q.msg_id = seen.msg_id and seen.is_former
              returning 1
          ), done as (
-             select coalesce(max(msg_id) filter (where enqueued_at < now() - interval '1 minute'), $3) as until
+             select coalesce(max(msg_id) filter (where enqueued_at < core.now() - interval '1 minute'), $3) as until
              from seen
          ), noted as (
              update core.renames r set letters_until = greatest(r.letters_until, done.until)

@@ -185,6 +185,8 @@ impl TestEnvelope {
                 errors: errors.collect(),
                 formerly: None,
                 abandoned: 0,
+                redriven: 0,
+                edited: false,
                 traceparent: self.traceparent,
                 tracestate: None,
             },

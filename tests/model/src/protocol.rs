@@ -103,6 +103,8 @@ pub(crate) struct Letter {
     id: u8,
     event: usize,
     attempts: u8,
+    /// What `abandoned` will be when it is redriven: a message that ran alone goes on doing so.
+    losses: u8,
 }
 
 /// A claimed message in a node, from the claim until its verdict is stored or it is lost.
@@ -443,6 +445,11 @@ impl Protocol {
                     id,
                     event: row.event,
                     attempts,
+                    losses: if row.abandoned >= SUSPECT_AFTER {
+                        SUSPECT_AFTER
+                    } else {
+                        0
+                    },
                 });
             }
         }
@@ -492,6 +499,11 @@ impl Protocol {
     }
 
     fn insert_redriven(&self, state: &mut State, letter: u8, event: usize) {
+        let known = state.letters.iter().find(|other| other.id == letter);
+        let losses = known.map_or(0, |known| known.losses);
+        state
+            .letters
+            .retain(|other| other.id != letter || self.bug == Some(Bug::RedriveInTwoSteps));
         let id = if self.bug == Some(Bug::RedriveKeepsTheId) {
             letter
         } else {
@@ -506,14 +518,14 @@ impl Protocol {
             is_due: true,
             is_locked: false,
             is_settled: false,
-            abandoned: 0,
+            abandoned: losses,
             attempts: 0,
             is_open: false,
             changes: 0,
             life: state.redriven[event],
         });
         state.failures[event] = 0;
-        state.losses[event] = 0;
+        state.losses[event] = losses;
     }
 
     fn attempt_actions(&self, state: &State, node: usize, at: usize, actions: &mut Vec<Action>) {
@@ -945,7 +957,6 @@ impl Protocol {
             return;
         }
         if is_there {
-            state.letters.retain(|other| other.id != letter);
             self.insert_redriven(state, letter, event);
         }
         if !is_repeated {

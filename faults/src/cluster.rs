@@ -207,6 +207,25 @@ impl Cluster {
         !matches!(postmaster.child.try_wait(), Ok(Some(_)))
     }
 
+    /// Sends a signal to every process of the server.
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        let Some(postmaster) = &self.postmaster else {
+            return;
+        };
+        let first = postmaster.child.id();
+        let is_child = |process: &u32| parent_of(*process) == Some(first);
+        let processes = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(is_child);
+        for process in std::iter::once(first).chain(processes) {
+            if let Some(pid) = Pid::from_raw(process.cast_signed()) {
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+
     /// Stops the server in immediate mode: every process quits without writing anything more.
     pub(crate) fn stop_at_once(&mut self) {
         self.postmaster = None;
@@ -307,6 +326,12 @@ impl Drop for Postmaster {
         }
         let _ = self.child.wait();
     }
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
 
 /// `None` if the server can run as this user.

@@ -10,6 +10,7 @@ mod network;
 mod pauses;
 mod points;
 mod restarts;
+mod sessions;
 mod ticks;
 
 use std::time::Duration;
@@ -70,7 +71,7 @@ const fn fault(name: &'static str, what: &'static str) -> Fault {
     Fault { name, what }
 }
 
-pub(crate) const FAULTS: [Fault; 11] = [
+pub(crate) const FAULTS: [Fault; 12] = [
     fault(
         "kills",
         "SIGKILL of three workers and an emitter at random moments",
@@ -82,6 +83,10 @@ pub(crate) const FAULTS: [Fault; 11] = [
     fault(
         "restarts",
         "PostgreSQL is stopped in immediate mode and restarted, again and again",
+    ),
+    fault(
+        "sessions",
+        "sessions are ended, statements cancelled, a backend killed, the server frozen",
     ),
     fault(
         "network",
@@ -164,6 +169,7 @@ async fn play(name: &str, plan: &Plan, cluster: &mut Cluster) -> anyhow::Result<
         "kills" => kills::play(plan, cluster).await,
         "points" => points::play(plan, cluster).await,
         "restarts" => restarts::play(plan, cluster).await,
+        "sessions" => sessions::play(plan, cluster).await,
         "network" => network::play(plan, cluster).await,
         "pauses" => pauses::play(plan, cluster).await,
         "deploys" => deploys::play(plan, cluster).await,

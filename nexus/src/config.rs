@@ -112,6 +112,33 @@ pub(crate) struct Overrides {
     pub(crate) max_payload_bytes: Option<usize>,
     pub(crate) retention: Option<Duration>,
     pub(crate) letter_retention: Option<Duration>,
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) pooler: Option<Pooler>,
+}
+
+/// What stands between the app and the server; see [`App::pooler`](crate::App::pooler).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Pooler {
+    /// Nothing, or a pooler in session mode: a connection is one to the server for as long as it is
+    /// open. The default.
+    #[default]
+    Session,
+    /// A pooler such as `PgBouncer` in transaction mode: a connection is one to the server for a
+    /// transaction only, and the next transaction may get another.
+    Transaction,
+}
+
+impl FromStr for Pooler {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "session" => Ok(Self::Session),
+            "transaction" => Ok(Self::Transaction),
+            _ => Err("`session` (also without a pooler) or `transaction`"),
+        }
+    }
 }
 
 impl Overrides {
@@ -150,6 +177,13 @@ impl Overrides {
                 Duration::from_millis,
                 "milliseconds",
             ),
+            (
+                "App::connect_timeout",
+                self.connect_timeout,
+                CONNECT_SECONDS,
+                Duration::from_secs,
+                "seconds",
+            ),
         ];
         for (what, value, range, unit, name) in bounded {
             if value.is_some_and(|value| value < unit(*range.start()) || value > unit(*range.end()))
@@ -177,6 +211,9 @@ impl Overrides {
 const LEASE_SECONDS: RangeInclusive<u64> = 1..=43_200;
 const IDLE_POLL_MS: RangeInclusive<u64> = 1..=60_000;
 const LETTER_DAYS: RangeInclusive<u64> = 1..=36_500;
+const CONNECT_SECONDS: RangeInclusive<u64> = 0..=86_400;
+/// How long a start waits for the database, unless the app says otherwise.
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_NODE_ID: usize = 100;
 /// jsonb takes up to 255 MiB; the envelope needs some.
 const MAX_PAYLOAD_BYTES: usize = 200 * 1024 * 1024;
@@ -198,6 +235,8 @@ pub(crate) struct Config {
     pub(crate) max_payload_bytes: usize,
     pub(crate) retention: Duration,
     pub(crate) letter_retention: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) pooler: Pooler,
 }
 
 const DAY: Duration = Duration::from_hours(24);
@@ -242,6 +281,12 @@ impl Config {
                 keep(error);
                 None
             });
+        let pooler = environment
+            .checked("CORE_POOLER", |mode| mode.parse::<Pooler>().map(drop))
+            .unwrap_or_else(|error| {
+                keep(error);
+                None
+            });
         let mut number = |variable, unit, range| {
             environment
                 .number::<u64>(variable, unit, range)
@@ -254,6 +299,7 @@ impl Config {
         let lease = number("CORE_VISIBILITY_TIMEOUT_SECONDS", "seconds", LEASE_SECONDS);
         let batch_size = number("CORE_BATCH_SIZE", "messages", 1..=10_000);
         let letter_days = number("CORE_DEAD_LETTER_RETENTION_DAYS", "days", LETTER_DAYS);
+        let connect_timeout = number("CORE_CONNECT_TIMEOUT_SECONDS", "seconds", CONNECT_SECONDS);
         let database_url = overrides
             .database_url
             .clone()
@@ -306,6 +352,14 @@ impl Config {
                 .letter_retention
                 .or(letter_days.map(|days| Duration::from_hours(24 * days)))
                 .unwrap_or(retention),
+            connect_timeout: overrides
+                .connect_timeout
+                .or(connect_timeout.map(Duration::from_secs))
+                .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+            pooler: overrides
+                .pooler
+                .or(pooler.and_then(|mode| mode.parse().ok()))
+                .unwrap_or_default(),
         })
     }
 }
@@ -335,6 +389,8 @@ mod tests {
         assert_eq!(config.idle_poll, Duration::from_millis(250));
         assert_eq!(config.batch_size, 100);
         assert_eq!(config.database_url, None);
+        assert_eq!(config.connect_timeout, Duration::from_secs(30));
+        assert_eq!(config.pooler, Pooler::Session);
         assert_eq!(config.letter_retention, 183 * DAY);
     }
 
@@ -432,19 +488,23 @@ mod tests {
             ("CORE_BATCH_SIZE", "-1"),
             ("DATABASE_URL", "mysql://root:secret@db/shop"),
             ("CORE_DEAD_LETTER_RETENTION_DAYS", "0"),
+            ("CORE_CONNECT_TIMEOUT_SECONDS", "a while"),
+            ("CORE_POOLER", "statement"),
         ];
         let errors = resolve(&variables, &Overrides::default()).unwrap_err();
-        assert_eq!(errors.len(), 6);
+        assert_eq!(errors.len(), 8);
+        let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(said.contains(&"CORE_DEAD_LETTER_RETENTION_DAYS is `0`, which is refused: a whole number of days from 1 to 36500".to_owned()), "{said:?}");
         assert_eq!(
-            errors[4].to_string(),
-            "CORE_DEAD_LETTER_RETENTION_DAYS is `0`, which is refused: a whole number of days from 1 to 36500"
-        );
-        assert_eq!(
-            errors[5].to_string(),
+            errors[7].to_string(),
             "DATABASE_URL is `mysql://…`, which is refused: it is not a database URL such as postgres://user:password@host:5432/database"
         );
         assert_eq!(
-            errors[2].to_string(),
+            errors[1].to_string(),
+            "CORE_POOLER is `statement`, which is refused: `session` (also without a pooler) or `transaction`"
+        );
+        assert_eq!(
+            errors[3].to_string(),
             "CORE_VISIBILITY_TIMEOUT_SECONDS is `0`, which is refused: a whole number of seconds from 1 to 43200"
         );
     }

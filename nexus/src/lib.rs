@@ -65,6 +65,7 @@ pub mod testing;
 
 pub use app::{App, Handle, Scheduler, StartError, run, start};
 pub use client::{Client, Database, EmitError};
+pub use config::Pooler;
 pub use event::{Envelope, EnvelopeMeta, Event, EventPayload};
 pub use handler::{
     Batch, Ctx, Emit, Error, FromContext, Result, ResultExt, State, Tick, Tx, checkpoint,

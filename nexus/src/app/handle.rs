@@ -12,7 +12,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    client::Client,
+    client::{ANSWER, Client},
     runtime::{Route, Running},
     store,
 };
@@ -104,10 +104,20 @@ impl Handle {
 
     async fn is_idle(&self) -> sqlx::Result<bool> {
         let node = &self.running.node;
-        let mut connection = node.pool.acquire().await?;
+        if store::answered_within(ANSWER, self.has_work()).await? {
+            return Ok(false);
+        }
+        // A completed message is gone from its queue a moment before it is counted.
+        Ok(node.leases.is_empty())
+    }
+
+    async fn has_work(&self) -> sqlx::Result<bool> {
+        let node = &self.running.node;
+        let mut connection = node.connection().await?;
         // Before the queues, which these events move to.
         if store::delayed_emits::is_any_due(&mut connection, &node.row.namespace).await? {
-            return Ok(false);
+            connection.give_back().await?;
+            return Ok(true);
         }
         // In the main queue, messages of foreign programs wait to be adopted.
         let mut queues = BTreeMap::from([(self.running.main_queue.as_str(), Vec::new())]);
@@ -118,11 +128,9 @@ impl Handle {
             let formerly = route.descriptor.formerly.iter();
             handlers.extend(formerly.map(|&former| (former, route.event_version)));
         }
-        if store::queue::has_messages(&mut connection, &queues).await? {
-            return Ok(false);
-        }
-        // A completed message is gone from its queue a moment before it is counted.
-        Ok(node.leases.is_empty())
+        let has_messages = store::queue::has_messages(&mut connection, &queues).await?;
+        connection.give_back().await?;
+        Ok(has_messages)
     }
 
     /// Completes when the node cannot go on, because another process has started with its id.

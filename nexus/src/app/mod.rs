@@ -39,7 +39,7 @@ use sqlx::PgPool;
 
 use crate::{
     client::ConnectError,
-    config::Overrides,
+    config::{Overrides, Pooler},
     event::EventDescriptor,
     handler::StateMap,
     registry::{self, HandlerDescriptor, List, TaskDescriptor, Trigger, tick_event_type},
@@ -400,6 +400,30 @@ impl App {
     /// All but one may be held by such handlers. A node opens up to eight more of its own.
     pub fn pool_size(mut self, connections: u32) -> Self {
         self.overrides.pool_size = Some(connections.max(2));
+        self
+    }
+
+    /// How long a start waits for a database that is coming up: one that refuses connections, is not
+    /// found by its name, is starting or recovering, or takes no writes yet. What it waits for is
+    /// logged. `CORE_CONNECT_TIMEOUT_SECONDS`, up to a day, default 30 s; 0 does not wait. A wrong
+    /// password, role or database is an error at once.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.overrides.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// What stands between the app and the server: `CORE_POOLER` (`session` or `transaction`), default
+    /// [`Pooler::Session`], which is also right without a pooler.
+    ///
+    /// With [`Pooler::Transaction`] the node asks everything in transactions, leaves nothing behind in the
+    /// sessions that it shares, and listens to no doorbell: what other processes emit is found by
+    /// polling. It does not migrate: do that over a direct connection, by
+    /// [`Database::migrate`](crate::Database::migrate) or another app. Your own statements have to run in
+    /// transactions of [`Client::begin`](crate::Client::begin) or of handlers, because a prepared
+    /// statement ends with its transaction. The start finds out that such a pooler is used without
+    /// this, and refuses.
+    pub fn pooler(mut self, pooler: Pooler) -> Self {
+        self.overrides.pooler = Some(pooler);
         self
     }
 

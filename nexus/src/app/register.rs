@@ -1,6 +1,6 @@
 //! Registering a node: what it declares, checked against what others declare, in one transaction.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -9,6 +9,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{App, Scheduler, StartError, pg_cron, select::Selected};
 use crate::{
+    client::Database,
     config::Config,
     event::{EventDescriptor, Origin},
     registry::{LINK_ITS_CRATE, TaskDescriptor, TaskPayload, Trigger},
@@ -35,6 +36,9 @@ pub(super) struct Registered {
     pub(super) main_queue: String,
 }
 
+/// How long registering may take. Others that register are waited for, and locks on queues.
+const PATIENCE: Duration = Duration::from_mins(2);
+
 fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> StartError {
     move |source| StartError::Database { doing, source }
 }
@@ -42,10 +46,24 @@ fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> StartError {
 pub(super) async fn register(
     app: &App,
     config: &Config,
+    database: &Database,
     pool: &PgPool,
 ) -> Result<Registered, StartError> {
-    let mut connection = pool
-        .acquire()
+    // On the heap, as it is large and its caller is the user's code.
+    let registered = Box::pin(register_in_time(app, config, database, pool));
+    let registered = tokio::time::timeout(PATIENCE, registered);
+    let no_answer = |_| failed("register")(store::no_answer());
+    registered.await.map_err(no_answer)?
+}
+
+async fn register_in_time(
+    app: &App,
+    config: &Config,
+    database: &Database,
+    pool: &PgPool,
+) -> Result<Registered, StartError> {
+    let mut connection = database
+        .lend(pool)
         .await
         .map_err(failed("connect to register"))?;
     let selected = app.selected();
@@ -100,6 +118,7 @@ pub(super) async fn register(
         .await
         .map_err(&wrong)?;
     tx.commit().await.map_err(&wrong)?;
+    connection.give_back().await.map_err(&wrong)?;
 
     for orphan in subscribed
         .iter()

@@ -29,8 +29,7 @@ pub async fn run(app: App) -> crate::Result {
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();
     let mut signals = Signals::new();
-    let starting = start(app);
-    tokio::pin!(starting);
+    let mut starting = Box::pin(start(app));
     let (handle, is_signalled) = tokio::select! {
         handle = &mut starting => (handle?, false),
         // What has registered is to deregister; a database that gives no answer is not waited for.
@@ -47,8 +46,7 @@ pub async fn run(app: App) -> crate::Result {
     };
     tracing::info!("stopping, a second signal stops at once");
     let abort = handle.abort();
-    let shutdown = handle.shutdown();
-    tokio::pin!(shutdown);
+    let mut shutdown = Box::pin(handle.shutdown());
     tokio::select! {
         _ = &mut shutdown => {}
         () = signals.next() => {

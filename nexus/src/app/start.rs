@@ -4,14 +4,14 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use sqlx::PgPool;
+use sqlx::{Connection, PgPool};
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{App, Handle, MigrateError, Preparation, StartError, register};
 use crate::{
     client::{Bell, Client, ConnectError, Database, Limits},
-    config::{Config, Environment},
+    config::{Config, Environment, Pooler},
     handler::Shared,
     registry::LINK_ITS_CRATE,
     runtime::{self, Control, Node, Settings},
@@ -58,31 +58,41 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
             Some(embedded),
         )
     };
-    let database = Database::from_url(&url, source)?;
+    let database = Database::from_url(&url, source)?
+        .connect_timeout(config.connect_timeout)
+        .pooler(config.pooler);
+    // Of the test kit's databases it is known that they are there.
     if !app.points.is_migrated() {
-        database.migrate().await.map_err(|error| match error {
-            ConnectError::Schema(error) => unusable_schema(error, embedded.as_ref()),
-            other => StartError::Connect(other),
-        })?;
+        Box::pin(prepare_schema(&database, embedded.as_ref())).await?;
     }
     let pool = database.pool(config.pool_size).await?;
     let own_pool = database.pool(OWN_CONNECTIONS).await?;
-    prepare(std::mem::take(&mut app.preparations), &pool).await?;
-    let registered = register::register(&app, &config, &pool).await?;
+    prepare(std::mem::take(&mut app.preparations), &database, &pool).await?;
+    let registered = register::register(&app, &config, &database, &pool).await?;
 
     let limits = Limits {
         payload_bytes: config.max_payload_bytes,
         ..Limits::default()
     };
-    let bell = Bell::start(database.options().clone(), &config.namespace);
-    let client = Client::new(pool, &config.namespace, &registered.node.id, limits, bell);
+    let bell = Bell::start(&database, &config.namespace);
+    let client = Client::new(
+        &database,
+        pool,
+        &config.namespace,
+        &registered.node.id,
+        limits,
+        bell,
+    );
     let fenced = CancellationToken::new();
     // A node whose id was taken stops, whoever waits for it.
     let stop = fenced.child_token();
     let leases = runtime::Leases::default();
     let alive = app.points.alive();
+    let trouble = runtime::Trouble::default();
     let control = Control::start(runtime::Duty {
         options: database.options().clone(),
+        pooler: database.mode(),
+        trouble: trouble.clone(),
         node: registered.node.clone(),
         epoch: registered.epoch,
         lease: config.lease,
@@ -116,6 +126,7 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
         }),
         client,
         leases,
+        trouble,
         points: app.points,
         stop,
         abort: CancellationToken::new(),
@@ -132,7 +143,11 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
 const OWN_CONNECTIONS: u32 = 4;
 
 /// Does what [`App::before_start`] was given, while no other node of the database does.
-async fn prepare(preparations: Vec<Preparation>, pool: &PgPool) -> Result<(), StartError> {
+async fn prepare(
+    preparations: Vec<Preparation>,
+    database: &Database,
+    pool: &PgPool,
+) -> Result<(), StartError> {
     if preparations.is_empty() {
         return Ok(());
     }
@@ -140,7 +155,8 @@ async fn prepare(preparations: Vec<Preparation>, pool: &PgPool) -> Result<(), St
         doing: "wait for other nodes that prepare the database",
         source,
     };
-    let mut turn = pool.begin().await.map_err(wrong)?;
+    let mut connection = database.lend(pool).await.map_err(wrong)?;
+    let mut turn = connection.begin().await.map_err(wrong)?;
     store::nodes::await_turn(&mut turn).await.map_err(wrong)?;
     for preparation in preparations {
         preparation(pool.clone())
@@ -148,8 +164,28 @@ async fn prepare(preparations: Vec<Preparation>, pool: &PgPool) -> Result<(), St
             .map_err(StartError::BeforeStart)?;
     }
     // Whatever becomes of the turn, what was prepared is there.
-    let _ = turn.rollback().await;
+    if turn.rollback().await.is_ok() {
+        let _ = connection.give_back().await;
+    }
     Ok(())
+}
+
+async fn prepare_schema(
+    database: &Database,
+    embedded: Option<&Embedded>,
+) -> Result<(), StartError> {
+    let prepared = match database.mode() {
+        Pooler::Session => database.migrate().await,
+        // Migrations need a session of their own.
+        Pooler::Transaction => {
+            database.reach().await?;
+            database.verify(&database.pool(1).await?).await
+        }
+    };
+    prepared.map_err(|error| match error {
+        ConnectError::Schema(error) => unusable_schema(error, embedded),
+        other => StartError::Connect(other),
+    })
 }
 
 /// Names the folder to delete, where the data are development data in a folder of ours.

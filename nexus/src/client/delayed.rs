@@ -55,9 +55,14 @@ impl Client {
     /// # }
     /// ```
     pub async fn cancel(&self, event_id: i64) -> Result<bool, OperateError> {
-        let acquired = self.pool().acquire().await;
-        let mut connection = acquired.map_err(failed("cancel a delayed event"))?;
-        self.cancel_in(&mut connection, event_id).await
+        let doing = "cancel a delayed event";
+        let cancelled = async {
+            let mut connection = self.lend().await.map_err(failed(doing))?;
+            let is_cancelled = self.cancel_in(&mut connection, event_id).await?;
+            connection.give_back().await.map_err(failed(doing))?;
+            Ok(is_cancelled)
+        };
+        self.answered(failed(doing), cancelled).await
     }
 
     /// Cancels a delayed event of the namespace with a transaction of yours.
@@ -98,10 +103,13 @@ impl Client {
     /// The database could not be asked.
     pub async fn delayed(&self, limit: u32) -> Result<Vec<DelayedEvent>, OperateError> {
         let doing = "list delayed events";
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let rows = delayed_emits::list(&mut connection, self.namespace(), limit.into())
-            .await
-            .map_err(failed(doing))?;
+        let listed = async {
+            let mut connection = self.lend().await?;
+            let rows = delayed_emits::list(&mut connection, self.namespace(), limit.into()).await?;
+            connection.give_back().await?;
+            Ok(rows)
+        };
+        let rows = self.asked(doing, listed).await?;
         Ok(rows
             .into_iter()
             .map(|row| DelayedEvent {

@@ -112,7 +112,11 @@ impl<'a> IntoFuture for Emission<'a> {
             self.client.check([&outgoing])?;
             let events = vec![outgoing];
             let ids = match self.connection {
-                Some(connection) => self.client.store_in(connection, &events).await?.event_ids,
+                Some(connection) => {
+                    // How long to wait in a transaction of yours is your decision.
+                    let stored = self.client.store_in(connection, &events, Duration::MAX);
+                    stored.await?.event_ids
+                }
                 None => self.client.store(events).await?,
             };
             Ok(ids[0])

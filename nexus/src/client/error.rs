@@ -1,6 +1,6 @@
 use crate::event::EncodeError;
 
-/// Why an event could not be emitted. Unless a variant says otherwise, nothing was stored.
+/// Why an event could not be emitted. Unless it is [`Unknown`](Self::Unknown), nothing was stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmitError {
@@ -11,17 +11,24 @@ pub enum EmitError {
     /// server away. Emit again later.
     #[error("could not get a connection to emit")]
     Connect(#[source] sqlx::Error),
-    /// The statement failed. In a transaction of yours, that transaction is aborted. If the source is a
-    /// lost connection, an event that was emitted outside of a transaction may be stored nevertheless:
-    /// emit it again with the same idempotency key.
+    /// The statement failed. In a transaction of yours, that transaction is aborted. A deadlock or a
+    /// serialization failure has been tried again, unless it happened in a transaction of yours: run
+    /// that again.
     #[error("could not append to the event log")]
     Append {
         /// What went wrong.
         source: sqlx::Error,
     },
-    /// The commit got no answer or was refused. After a lost connection it may have happened.
+    /// The commit was refused; the source says why.
     #[error("could not commit what was emitted")]
     Commit(#[source] sqlx::Error),
+    /// The connection was lost while the event was stored, or the database gave no answer for 30 s.
+    /// Whether it was stored is unknown. With an idempotency key it can be emitted again without
+    /// being doubled.
+    #[error(
+        "it is unknown whether the event was stored, because the database gave no answer: emit it again with the same idempotency key"
+    )]
+    Unknown(#[source] sqlx::Error),
     /// The idempotency key was used before, for another type or payload. Use another key.
     #[error("idempotency key `{key}` was used for another event")]
     KeyUsedForAnotherEvent {

@@ -12,6 +12,8 @@ mod delayed;
 mod emission;
 mod error;
 mod executor;
+mod horizon;
+mod lent;
 mod operate;
 mod schedules;
 mod tx;
@@ -26,6 +28,10 @@ pub use dead_letters::{
 pub use delayed::DelayedEvent;
 pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::EmitError;
+pub use horizon::XminHolder;
+pub(crate) use lent::{
+    ANSWER, Doubt, Lent, begin_if_pooled, commit_if_pooled, roll_back_if_pooled, takes_no_writes,
+};
 pub use operate::{OperateError, Subscription};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub(crate) use tx::NOT_WHOLE;
@@ -41,6 +47,7 @@ use std::{
 use sqlx::{Acquire, PgConnection, PgPool};
 
 use crate::{
+    config::Pooler,
     event::{Cause, EncodeError, Event, Outgoing},
     store::{
         self, Failure,
@@ -66,6 +73,8 @@ pub struct Client {
 
 struct Inner {
     pool: PgPool,
+    pooler: Pooler,
+    doubt: Doubt,
     namespace: String,
     producer: String,
     limits: Limits,
@@ -114,7 +123,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The database cannot be used, its schema is older or newer than this build needs, or the
+    /// The database cannot be used (one that is coming up is waited for, see
+    /// [`Database::connect_timeout`]), its schema is older or newer than this build needs, or the
     /// namespace cannot name a queue.
     ///
     /// # Examples
@@ -128,27 +138,28 @@ impl Client {
     /// # }
     /// ```
     pub async fn connect(database: &Database, namespace: &str) -> Result<Self, ConnectError> {
+        database.reach().await?;
+        database.refuse_hidden_pooler().await?;
         let pool = database.pool(4).await?;
-        let mut connection = pool
-            .acquire()
-            .await
-            .map_err(|source| database.unusable(source))?;
-        nexus_migrations::verify(&mut connection)
-            .await
-            .map_err(ConnectError::Schema)?;
-        store::subscriptions::ensure_group(&mut connection, namespace, "default")
+        database.verify(&pool).await?;
+        let ensured = async {
+            let mut lent = database.lend(&pool).await?;
+            store::subscriptions::ensure_group(&mut lent, namespace, "default").await?;
+            lent.give_back().await
+        };
+        store::answered_within(ANSWER, ensured)
             .await
             .map_err(|cause| ConnectError::Namespace {
                 namespace: namespace.to_owned(),
                 cause,
             })?;
-        drop(connection);
-        let bell = Bell::start(database.options().clone(), namespace);
+        let bell = Bell::start(database, namespace);
         let producer = format!(
             "client-{}",
             &uuid::Uuid::new_v4().simple().to_string()[..12]
         );
         Ok(Self::new(
+            database,
             pool,
             namespace,
             &producer,
@@ -158,6 +169,7 @@ impl Client {
     }
 
     pub(crate) fn new(
+        database: &Database,
         pool: PgPool,
         namespace: &str,
         producer: &str,
@@ -167,6 +179,8 @@ impl Client {
         Self {
             inner: Arc::new(Inner {
                 pool,
+                pooler: database.mode(),
+                doubt: database.doubt().clone(),
                 namespace: namespace.to_owned(),
                 producer: producer.to_owned(),
                 limits,
@@ -186,6 +200,8 @@ impl Client {
     /// The pool of connections, for statements of your own: [`App::pool_size`](crate::App::pool_size)
     /// of them, or four after [`connect`](Self::connect). Emits and handlers' transactions share it. In
     /// a handler it is another connection than its `&mut Tx`.
+    ///
+    /// What you ask on it waits for the answer for as long as you do: put a timeout around it.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.inner.pool
@@ -198,6 +214,30 @@ impl Client {
 
     pub(crate) fn limits(&self) -> Limits {
         self.inner.limits
+    }
+
+    pub(crate) fn pooler(&self) -> Pooler {
+        self.inner.pooler
+    }
+
+    pub(crate) fn doubt(&self) -> &Doubt {
+        &self.inner.doubt
+    }
+
+    /// A connection of the pool for a piece of work. Give it back, or it is closed.
+    pub(crate) async fn lend(&self) -> sqlx::Result<Lent> {
+        Lent::of(&self.inner.pool, self.inner.pooler).await
+    }
+
+    /// Waits for an answer of the database, for [`ANSWER`] at most; the work then has to drop its
+    /// connection.
+    pub(crate) async fn answered<T, E>(
+        &self,
+        failed: impl FnOnce(sqlx::Error) -> E,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let answer = tokio::time::timeout(ANSWER, work).await;
+        answer.unwrap_or_else(|_| Err(failed(store::no_answer())))
     }
 
     pub(crate) fn bell(&self) -> &Bell {
@@ -268,7 +308,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// No connection could be had within 10 s.
+    /// No connection could be had within 10 s, or the database gave no answer within 30 s. Your own
+    /// statements in the transaction wait for as long as you do.
     ///
     /// # Examples
     ///
@@ -286,7 +327,7 @@ impl Client {
     /// ```
     pub async fn begin(&self) -> sqlx::Result<Tx> {
         let connection = self.inner.pool.acquire().await?;
-        Tx::begin(self, connection, "").await
+        store::answered_within(ANSWER, Tx::begin(self, connection, "")).await
     }
 
     /// The event as it is stored, with what it inherits from the event being handled.
@@ -315,61 +356,118 @@ impl Client {
         if events.is_empty() {
             return Ok(Vec::new());
         }
-        let mut connection = self
-            .inner
-            .pool
-            .acquire()
-            .await
-            .map_err(EmitError::Connect)?;
-        let mut mended = false;
+        let (mut mended, mut conflicts) = (false, 0);
         let stored = loop {
-            match self.store_in(&mut connection, &events).await {
+            match self.try_to_store(&events).await {
                 // A queue or partition that is missing can be made; nothing was stored yet.
                 Err(
                     EmitError::MissingQueue { source } | EmitError::MissingPartition { source },
                 ) if !mended => {
-                    maintenance::mend(&mut connection, &self.inner.namespace, &source)
-                        .await
-                        .map_err(|source| EmitError::Append { source })?;
+                    mended = true;
+                    self.mend(&source).await?;
+                }
+                Err(EmitError::Append { source } | EmitError::Commit(source))
+                    if store::is_conflict(&source) && conflicts < store::MOST_CONFLICTS =>
+                {
+                    conflicts += 1;
+                    store::pause_after_conflict(conflicts).await;
                 }
                 other => break other?,
             }
-            mended = true;
         };
         self.wake(stored.queues);
         Ok(stored.event_ids)
     }
 
-    /// Stores events on a connection that may be in a transaction; wakes nobody.
+    async fn mend(&self, error: &sqlx::Error) -> Result<(), EmitError> {
+        let failed = |source| EmitError::Append { source };
+        let mended = async {
+            let mut connection = self.lend().await.map_err(EmitError::Connect)?;
+            maintenance::mend(&mut connection, &self.inner.namespace, error)
+                .await
+                .map_err(failed)?;
+            connection.give_back().await.map_err(failed)
+        };
+        self.answered(failed, mended).await
+    }
+
+    async fn try_to_store(&self, events: &[Outgoing]) -> Result<Stored, EmitError> {
+        let lent = store::answered_within(ANSWER, self.lend()).await;
+        let mut connection = lent.map_err(EmitError::Connect)?;
+        // A statement that is its own transaction is committed before its answer comes.
+        let is_own_commit = self.inner.pooler == Pooler::Session
+            && !events.iter().any(|event| event.idempotency_key.is_some())
+            && chunks(events).len() == 1;
+        let stored = match self.store_in(&mut connection, events, ANSWER).await {
+            Ok(stored) => stored,
+            Err(EmitError::Append { source }) if store::is_away(&source) => {
+                self.inner.doubt.look_at(&source);
+                return Err(if is_own_commit && store::is_unanswered(&source) {
+                    EmitError::Unknown(source)
+                } else {
+                    EmitError::Append { source }
+                });
+            }
+            Err(error @ (EmitError::Commit(_) | EmitError::Unknown(_))) => return Err(error),
+            Err(error) => {
+                let _ = tokio::time::timeout(ANSWER, connection.give_up()).await;
+                return Err(error);
+            }
+        };
+        store::answered_within(ANSWER, connection.give_back())
+            .await
+            .map_err(not_committed)?;
+        Ok(stored)
+    }
+
+    /// Stores events on a connection that may be in a transaction; wakes nobody. Each statement may take
+    /// for as long as `patience`.
     pub(crate) async fn store_in(
         &self,
         connection: &mut PgConnection,
         events: &[Outgoing],
+        patience: Duration,
     ) -> Result<Stored, EmitError> {
         if events.is_empty() {
             return Ok(Stored::default());
         }
+        let failed = |source| EmitError::Append { source };
         let chunks = chunks(events);
         let keyed = events.iter().any(|event| event.idempotency_key.is_some());
         if chunks.len() == 1 && !keyed {
-            return self.store_chunk(connection, events, None, &[]).await;
+            return self.store_chunk_within(patience, connection, events).await;
         }
         // All or nothing: a key that was used for another event must not leave half behind.
-        let mut tx = connection
-            .begin()
-            .await
-            .map_err(|source| EmitError::Append { source })?;
+        let begun = store::answered_within(patience, connection.begin()).await;
+        let mut tx = begun.map_err(failed)?;
         let mut all = Stored::default();
         for chunk in chunks {
-            let stored = self.store_chunk(&mut tx, chunk, None, &[]).await?;
+            let stored = self.store_chunk_within(patience, &mut tx, chunk).await?;
             if let Some(key) = stored.conflict {
                 return Err(EmitError::KeyUsedForAnotherEvent { key });
             }
             all.event_ids.extend(stored.event_ids);
             all.queues.extend(stored.queues);
         }
-        tx.commit().await.map_err(EmitError::Commit)?;
+        store::answered_within(patience, tx.commit())
+            .await
+            .map_err(not_committed)?;
         Ok(all)
+    }
+
+    async fn store_chunk_within(
+        &self,
+        patience: Duration,
+        connection: &mut PgConnection,
+        events: &[Outgoing],
+    ) -> Result<Stored, EmitError> {
+        let stored = self.store_chunk(connection, events, None, &[]);
+        let stored = tokio::time::timeout(patience, stored).await;
+        stored.unwrap_or_else(|_| {
+            Err(EmitError::Append {
+                source: store::no_answer(),
+            })
+        })
     }
 
     /// Stores events and completes messages by one statement, under the plan in force.
@@ -391,6 +489,8 @@ impl Client {
         let emitter = Emitter {
             namespace,
             producer,
+            // In a session that others use as well nothing may be left behind.
+            is_kept: self.inner.pooler == Pooler::Session,
             idempotency_ms: limits
                 .idempotency
                 .as_millis()
@@ -413,7 +513,7 @@ impl Client {
             }
             // On the same connection: a transaction with an old snapshot must get the plan that
             // this snapshot sees.
-            let loaded = Plan::load(connection, namespace)
+            let loaded = Plan::load(connection, namespace, emitter.is_kept)
                 .await
                 .map_err(|source| EmitError::Append { source })?
                 .ok_or_else(|| EmitError::UnknownNamespace {
@@ -424,6 +524,15 @@ impl Client {
             *plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&in_force);
         }
         Err(EmitError::PlanKeepsChanging)
+    }
+}
+
+/// What is known after a commit that did not succeed.
+fn not_committed(error: sqlx::Error) -> EmitError {
+    if store::is_unanswered(&error) {
+        EmitError::Unknown(error)
+    } else {
+        EmitError::Commit(error)
     }
 }
 

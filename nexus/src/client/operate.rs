@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Client, schedules::names};
-use crate::{event::check_name, store::subscriptions};
+use super::{Client, lent::ANSWER, schedules::names};
+use crate::{
+    event::check_name,
+    store::{self, subscriptions},
+};
 
 /// Why a request could not be answered.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +79,16 @@ pub(super) fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Operate
 }
 
 impl Client {
+    /// Asks the database, which has to answer within [`ANSWER`].
+    pub(super) async fn asked<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = sqlx::Result<T>>,
+    ) -> Result<T, OperateError> {
+        let answer = store::answered_within(ANSWER, work).await;
+        answer.map_err(failed(doing))
+    }
+
     /// Every subscription of the namespace, with what waits for it.
     ///
     /// # Errors
@@ -83,47 +96,47 @@ impl Client {
     /// The database could not be asked.
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, OperateError> {
         let doing = "list subscriptions";
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let rows = subscriptions::list(&mut connection, self.namespace())
-            .await
-            .map_err(failed(doing))?;
-        let mut found = Vec::with_capacity(rows.len());
-        for row in rows {
-            let waiting = subscriptions::waiting(&mut connection, row.subscription_id, &row.queue)
-                .await
-                .map_err(failed(doing))?;
-            found.push(Subscription {
-                id: row.subscription_id,
-                group: row.group,
-                handler: row.handler,
-                event_type: row.event_type,
-                app: row.app,
-                is_live: row.is_live,
-                waiting,
-            });
-        }
-        Ok(found)
+        let listed = async {
+            let mut connection = self.lend().await?;
+            let rows = subscriptions::list(&mut connection, self.namespace()).await?;
+            let mut found = Vec::with_capacity(rows.len());
+            for row in rows {
+                let id = row.subscription_id;
+                let waiting = subscriptions::waiting(&mut connection, id, &row.queue).await?;
+                found.push(Subscription {
+                    id,
+                    group: row.group,
+                    handler: row.handler,
+                    event_type: row.event_type,
+                    app: row.app,
+                    is_live: row.is_live,
+                    waiting,
+                });
+            }
+            connection.give_back().await?;
+            Ok(found)
+        };
+        self.asked(doing, listed).await
     }
 
     pub(super) async fn queue_of(&self, group: &str) -> Result<String, OperateError> {
         check_name("group", group)?;
-        let mut connection = self
-            .pool()
-            .acquire()
-            .await
-            .map_err(failed("look for the group"))?;
-        let queue = subscriptions::queue_of(&mut connection, self.namespace(), group)
-            .await
-            .map_err(failed("look for the group"))?;
-        if let Some(queue) = queue {
-            return Ok(queue);
-        }
-        Err(OperateError::UnknownGroup {
+        let doing = "look for the group";
+        let found = async {
+            let mut connection = self.lend().await?;
+            let queue = subscriptions::queue_of(&mut connection, self.namespace(), group).await?;
+            let known = match &queue {
+                Some(_) => Vec::new(),
+                None => subscriptions::groups(&mut connection, self.namespace()).await?,
+            };
+            connection.give_back().await?;
+            Ok((queue, known))
+        };
+        let (queue, known) = self.asked(doing, found).await?;
+        queue.ok_or_else(|| OperateError::UnknownGroup {
             namespace: self.namespace().to_owned(),
             group: group.to_owned(),
-            known: subscriptions::groups(&mut connection, self.namespace())
-                .await
-                .map_err(failed("look for the group"))?,
+            known,
         })
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::{Acquire, PgConnection};
 use uuid::Uuid;
 
-use super::Client;
+use super::{Client, Lent};
 use crate::{
     event::{EncodeError, Event, InvalidName, Outgoing, check_event_type, encode},
     schedule::{self, Misfire, Schedule},
@@ -187,8 +187,24 @@ pub(super) fn names(known: &[String]) -> String {
     }
 }
 
-fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> ScheduleError {
+const STORING: &str = "store a scheduled task";
+
+fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> ScheduleError + Copy {
     move |source| ScheduleError::Database { doing, source }
+}
+
+/// Ends the work on a connection by what came of it. After an error of the database it is closed.
+async fn end<T>(
+    connection: Lent,
+    done: Result<T, ScheduleError>,
+    doing: &'static str,
+) -> Result<T, ScheduleError> {
+    match &done {
+        Ok(_) => connection.give_back().await.map_err(failed(doing))?,
+        Err(ScheduleError::Database { .. }) => drop(connection),
+        Err(_) => connection.give_up().await,
+    }
+    done
 }
 
 impl From<schedule::ScheduleError> for ScheduleError {
@@ -255,8 +271,21 @@ impl Scheduling<'_> {
         self
     }
 
-    async fn store(self) -> Result<Uuid, ScheduleError> {
-        let doing = "store a scheduled task";
+    async fn store(mut self) -> Result<Uuid, ScheduleError> {
+        if let Some(connection) = self.connection.take() {
+            return self.store_in(connection).await;
+        }
+        let client = self.client;
+        let stored = async {
+            let mut connection = client.lend().await.map_err(failed(STORING))?;
+            let stored = self.store_in(&mut connection).await;
+            end(connection, stored, STORING).await
+        };
+        client.answered(failed(STORING), stored).await
+    }
+
+    async fn store_in(self, connection: &mut PgConnection) -> Result<Uuid, ScheduleError> {
+        let doing = STORING;
         check_task_name(&self.name)?;
         let event = self.event?;
         if event.event_version == 0 {
@@ -269,13 +298,6 @@ impl Scheduling<'_> {
                 reason: error.to_string(),
             })?;
         let schedule = read(&self.name, &self.expression, self.time_zone.as_deref())?;
-        let mut own;
-        let connection = if let Some(connection) = self.connection {
-            connection
-        } else {
-            own = self.client.pool().acquire().await.map_err(failed(doing))?;
-            &mut *own
-        };
         let now = scheduled_tasks::now(connection)
             .await
             .map_err(failed(doing))?;
@@ -512,14 +534,27 @@ impl Client {
     /// database could not be asked.
     pub async fn unschedule(&self, name: &str) -> Result<bool, ScheduleError> {
         let doing = "remove a scheduled task";
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let is_removed = scheduled_tasks::remove(&mut connection, self.namespace(), name)
+        let removed = async {
+            let mut connection = self.lend().await.map_err(failed(doing))?;
+            let removed = self.remove_schedule(&mut connection, name, doing).await;
+            end(connection, removed, doing).await
+        };
+        self.answered(failed(doing), removed).await
+    }
+
+    async fn remove_schedule(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        doing: &'static str,
+    ) -> Result<bool, ScheduleError> {
+        let is_removed = scheduled_tasks::remove(connection, self.namespace(), name)
             .await
             .map_err(failed(doing))?;
         if is_removed {
             return Ok(true);
         }
-        match self.task(&mut connection, name, doing).await {
+        match self.task(connection, name, doing).await {
             Ok(StoredTask {
                 name,
                 app: Some(app),
@@ -549,10 +584,12 @@ impl Client {
     /// The database could not be asked.
     pub async fn schedules(&self) -> Result<Vec<ScheduledTask>, ScheduleError> {
         let doing = "list scheduled tasks";
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let tasks = scheduled_tasks::list(&mut connection, self.namespace(), None)
-            .await
-            .map_err(failed(doing))?;
+        let listed = async {
+            let mut connection = self.lend().await.map_err(failed(doing))?;
+            let listed = scheduled_tasks::list(&mut connection, self.namespace(), None).await;
+            end(connection, listed.map_err(failed(doing)), doing).await
+        };
+        let tasks = self.answered(failed(doing), listed).await?;
         Ok(tasks
             .into_iter()
             .map(|task| ScheduledTask {
@@ -587,14 +624,17 @@ impl Client {
     /// There is no such task, or the database could not be asked.
     pub async fn pause_schedule(&self, name: &str) -> Result<(), ScheduleError> {
         let doing = "pause a scheduled task";
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let is_there = scheduled_tasks::pause(&mut connection, self.namespace(), name)
-            .await
-            .map_err(failed(doing))?;
-        if is_there {
-            return Ok(());
-        }
-        Err(self.unknown(&mut connection, name, doing).await)
+        let paused = async {
+            let mut connection = self.lend().await.map_err(failed(doing))?;
+            let paused = match scheduled_tasks::pause(&mut connection, self.namespace(), name).await
+            {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(self.unknown(&mut connection, name, doing).await),
+                Err(error) => Err(failed(doing)(error)),
+            };
+            end(connection, paused, doing).await
+        };
+        self.answered(failed(doing), paused).await
     }
 
     /// Lets a paused task go on from its next due time. What came due while it was paused is not fired,
@@ -606,20 +646,33 @@ impl Client {
     /// could not be asked.
     pub async fn resume_schedule(&self, name: &str) -> Result<(), ScheduleError> {
         let doing = "resume a scheduled task";
+        let resumed = async {
+            let mut connection = self.lend().await.map_err(failed(doing))?;
+            let resumed = self.resume_task(&mut connection, name, doing).await;
+            end(connection, resumed, doing).await
+        };
+        self.answered(failed(doing), resumed).await
+    }
+
+    async fn resume_task(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        doing: &'static str,
+    ) -> Result<(), ScheduleError> {
         let wrong = failed(doing);
-        let mut connection = self.pool().acquire().await.map_err(&wrong)?;
-        let mut tx = connection.begin().await.map_err(&wrong)?;
+        let mut tx = connection.begin().await.map_err(wrong)?;
         // A deployment may be changing its expression.
         scheduled_tasks::lock(&mut tx, self.namespace(), name)
             .await
-            .map_err(&wrong)?;
+            .map_err(wrong)?;
         let task = self.task(&mut tx, name, doing).await?;
-        let now = scheduled_tasks::now(&mut tx).await.map_err(&wrong)?;
+        let now = scheduled_tasks::now(&mut tx).await.map_err(wrong)?;
         let schedule = Schedule::parse(&task.expression, task.time_zone.as_deref())?;
         scheduled_tasks::resume(&mut tx, task.task_id, schedule.next_after(now)?)
             .await
-            .map_err(&wrong)?;
-        tx.commit().await.map_err(&wrong)
+            .map_err(wrong)?;
+        tx.commit().await.map_err(wrong)
     }
 
     /// Emits the event of a task now and returns its id. The due times of the task stay as they are; in
@@ -632,8 +685,23 @@ impl Client {
     /// There is no such task, it is inactive, or the database could not be asked.
     pub async fn run_schedule_now(&self, name: &str) -> Result<i64, ScheduleError> {
         let doing = "run a scheduled task";
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let task = self.task(&mut connection, name, doing).await?;
+        let run = async {
+            let mut connection = self.lend().await.map_err(failed(doing))?;
+            let run = self.run_task(&mut connection, name, doing).await;
+            end(connection, run, doing).await
+        };
+        let (event_id, queues) = self.answered(failed(doing), run).await?;
+        self.wake(queues);
+        Ok(event_id)
+    }
+
+    async fn run_task(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        doing: &'static str,
+    ) -> Result<(i64, Vec<String>), ScheduleError> {
+        let task = self.task(connection, name, doing).await?;
         if !task.active {
             let reason = match (task.last_error, task.removed_at, task.app) {
                 (Some(error), _, _) => error,
@@ -645,19 +713,18 @@ impl Client {
                 reason,
             });
         }
-        let mut run = scheduled_tasks::run_now(&mut connection, task.task_id).await;
+        let mut run = run_now(connection, task.task_id).await;
         if let Err(error) = &run
-            && maintenance::mend(&mut connection, self.namespace(), error)
+            && maintenance::mend(connection, self.namespace(), error)
                 .await
                 .map_err(failed(doing))?
         {
-            run = scheduled_tasks::run_now(&mut connection, task.task_id).await;
+            run = run_now(connection, task.task_id).await;
         }
-        let Some((event_id, queues)) = run.map_err(failed(doing))? else {
-            return Err(self.unknown(&mut connection, name, doing).await);
-        };
-        self.wake(queues);
-        Ok(event_id)
+        match run.map_err(failed(doing))? {
+            Some(done) => Ok(done),
+            None => Err(self.unknown(connection, name, doing).await),
+        }
     }
 
     /// The newest runs of a task, at most `limit`, newest first: when it was due, when it was fired,
@@ -672,11 +739,17 @@ impl Client {
         limit: u32,
     ) -> Result<Vec<TaskRun>, ScheduleError> {
         let doing = "read the history of a scheduled task";
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let task = self.task(&mut connection, name, doing).await?;
-        let ticks = scheduled_tasks::history(&mut connection, task.task_id, limit.into())
-            .await
-            .map_err(failed(doing))?;
+        let read = async {
+            let mut connection = self.lend().await.map_err(failed(doing))?;
+            let read = match self.task(&mut connection, name, doing).await {
+                Ok(task) => scheduled_tasks::history(&mut connection, task.task_id, limit.into())
+                    .await
+                    .map_err(failed(doing)),
+                Err(error) => Err(error),
+            };
+            end(connection, read, doing).await
+        };
+        let ticks = self.answered(failed(doing), read).await?;
         Ok(ticks
             .into_iter()
             .map(|tick| TaskRun {
@@ -723,4 +796,16 @@ impl Client {
             Err(source) => failed(doing)(source),
         }
     }
+}
+
+/// Runs a task in a savepoint, if the connection is in a transaction: so what is missing can be made again
+/// and the run repeated.
+async fn run_now(
+    connection: &mut PgConnection,
+    task_id: Uuid,
+) -> sqlx::Result<Option<(i64, Vec<String>)>> {
+    let mut tx = connection.begin().await?;
+    let run = scheduled_tasks::run_now(&mut tx, task_id).await?;
+    tx.commit().await?;
+    Ok(run)
 }

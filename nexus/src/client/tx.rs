@@ -14,8 +14,15 @@ use sqlx_core::transaction::TransactionManager;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Client, EmissionInTx, EmitError};
-use crate::event::{EncodeError, Event, Outgoing};
+use super::{
+    Client, EmissionInTx, EmitError,
+    lent::{self, ANSWER},
+};
+use crate::{
+    config::Pooler,
+    event::{EncodeError, Event, Outgoing},
+    store,
+};
 
 /// A transaction: your own statements, emits, and (in a handler) the completion of the message
 /// commit together or not at all.
@@ -64,17 +71,19 @@ impl Tx {
     /// Begins; `settings` are sent along with `begin` in the same round trip.
     pub(crate) async fn begin(
         client: &Client,
-        mut connection: PoolConnection<Postgres>,
+        connection: PoolConnection<Postgres>,
         settings: &str,
     ) -> sqlx::Result<Self> {
         let begin = AssertSqlSafe(format!("begin; {settings}")).into_sql_str();
-        PgTransactionManager::begin(&mut connection, Some(begin)).await?;
-        Ok(Self {
+        // From now on the connection is closed if something goes wrong.
+        let mut tx = Self {
             connection: Some(connection),
             client: client.clone(),
             outgoing: Vec::new(),
             leave: None,
-        })
+        };
+        PgTransactionManager::begin(tx.connection(), Some(begin)).await?;
+        Ok(tx)
     }
 
     pub(crate) fn with_leave(self, leave: OwnedSemaphorePermit) -> Self {
@@ -142,8 +151,8 @@ impl Tx {
     ///
     /// # Errors
     ///
-    /// Nothing was stored, unless the source is a lost connection: then the commit may have
-    /// happened.
+    /// Nothing was stored, unless it is [`EmitError::Unknown`]: then the commit got no answer within
+    /// 30 s, or the connection was lost, and it may have happened.
     pub async fn commit(mut self) -> Result<(), EmitError> {
         if !self.is_whole() {
             return Err(EmitError::Commit(sqlx::Error::Protocol(
@@ -154,8 +163,15 @@ impl Tx {
         let client = self.client.clone();
         // Options were set after the events were checked.
         client.check(&outgoing)?;
-        let receipt = client.store_in(self.connection(), &outgoing).await?;
-        self.commit_only().await.map_err(EmitError::Commit)?;
+        let receipt = client.store_in(self.connection(), &outgoing, ANSWER);
+        let receipt = receipt.await.inspect_err(|error| {
+            if let EmitError::Append { source } = error {
+                client.doubt().look_at(source);
+            }
+        })?;
+        store::answered_within(ANSWER, self.commit_only())
+            .await
+            .map_err(super::not_committed)?;
         client.wake(receipt.queues);
         Ok(())
     }
@@ -166,9 +182,18 @@ impl Tx {
     ///
     /// The connection was lost, so that the server rolls back by itself.
     pub async fn rollback(mut self) -> sqlx::Result<()> {
+        self.clear().await?;
         PgTransactionManager::rollback(self.connection()).await?;
-        drop(self.connection.take());
+        lent::put_back(self.connection.take(), self.client.pooler());
         Ok(())
+    }
+
+    /// Leaves no prepared statements behind in a session that others use as well.
+    async fn clear(&mut self) -> sqlx::Result<()> {
+        match self.client.pooler() {
+            Pooler::Session => Ok(()),
+            Pooler::Transaction => lent::clear(self.connection()).await,
+        }
     }
 
     /// The events emitted so far, which leave the transaction's care.
@@ -183,8 +208,9 @@ impl Tx {
     }
 
     pub(crate) async fn commit_only(mut self) -> sqlx::Result<()> {
+        self.clear().await?;
         PgTransactionManager::commit(self.connection()).await?;
-        drop(self.connection.take());
+        lent::put_back(self.connection.take(), self.client.pooler());
         Ok(())
     }
 

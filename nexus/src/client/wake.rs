@@ -6,10 +6,17 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection, PgConnection};
 use tokio::sync::Notify;
 
-use crate::store::{self, notify};
+use super::{
+    Database,
+    lent::{begin_if_pooled, commit_if_pooled},
+};
+use crate::{
+    config::Pooler,
+    store::{self, notify},
+};
 
 /// Other processes are told at once when it was quiet, then at most this often.
 const RING_EVERY: Duration = Duration::from_millis(5);
@@ -38,11 +45,11 @@ struct Inner {
 impl Bell {
     /// Starts the doorbell; it stops when the last clone of the bell is dropped. Must be called
     /// inside a tokio runtime.
-    pub(crate) fn start(options: PgConnectOptions, namespace: &str) -> Self {
+    pub(crate) fn start(database: &Database, namespace: &str) -> Self {
         let inner = Arc::new(Inner::default());
         tokio::spawn(doorbell(
             Arc::downgrade(&inner),
-            options,
+            database.clone(),
             notify::channel(namespace),
         ));
         Self { inner }
@@ -100,7 +107,7 @@ impl Bell {
     }
 }
 
-async fn doorbell(inner: Weak<Inner>, options: PgConnectOptions, channel: String) {
+async fn doorbell(inner: Weak<Inner>, database: Database, channel: String) {
     let mut connection: Option<PgConnection> = None;
     loop {
         // Held weakly while waiting, so that the doorbell ends with the bell.
@@ -117,7 +124,7 @@ async fn doorbell(inner: Weak<Inner>, options: PgConnectOptions, channel: String
         if queues.is_empty() {
             continue;
         }
-        let rung = ring(&mut connection, &options, &channel, &queues);
+        let rung = ring(&mut connection, &database, &channel, &queues);
         match store::answered_within(RING_TIMEOUT, rung).await {
             Ok(()) => tokio::time::sleep(RING_EVERY).await,
             Err(error) => {
@@ -135,16 +142,21 @@ async fn doorbell(inner: Weak<Inner>, options: PgConnectOptions, channel: String
 
 async fn ring(
     connection: &mut Option<PgConnection>,
-    options: &PgConnectOptions,
+    database: &Database,
     channel: &str,
     queues: &[String],
 ) -> sqlx::Result<()> {
+    let pooler = database.mode();
     let connection = if let Some(connection) = connection {
         connection
     } else {
-        let mut fresh = PgConnection::connect_with(options).await?;
-        notify::prepare_to_ring(&mut fresh).await?;
+        let mut fresh = PgConnection::connect_with(database.options()).await?;
+        if pooler == Pooler::Session {
+            notify::prepare_to_ring(&mut fresh).await?;
+        }
         connection.insert(fresh)
     };
-    notify::ring(connection, channel, queues).await
+    begin_if_pooled(connection, pooler, notify::TO_RING).await?;
+    notify::ring(connection, channel, queues).await?;
+    commit_if_pooled(connection, pooler).await
 }

@@ -39,14 +39,14 @@ pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
 async fn adopt(node: &Node, queue: &str, most: &mut i32) -> bool {
     let asked = *most;
     let began = Instant::now();
-    let adopted = async {
+    let adopted = store::despite_conflicts(|| async {
         let mut connection = node.connection().await?;
         let bytes = node.settings.max_body_bytes;
         let adopted =
             queue::adopt(&mut connection, &node.row.namespace, queue, asked, bytes).await?;
-        connection.give_back();
+        connection.give_back().await?;
         Ok(adopted)
-    };
+    });
     let adopted = store::answered_within(PATIENCE, adopted).await;
     let took = began.elapsed();
     *most = if took >= PATIENCE {
@@ -60,7 +60,8 @@ async fn adopt(node: &Node, queue: &str, most: &mut i32) -> bool {
         Ok(adopted) => adopted,
         Err(error) => {
             if !node.mend(&error).await {
-                tracing::warn!(%error, queue, "could not look for messages of foreign programs");
+                node.trouble
+                    .met("look for messages of foreign programs", &error);
             }
             return false;
         }

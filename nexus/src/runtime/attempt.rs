@@ -1,6 +1,6 @@
 //! Runs a handler for one message, or for a batch, and decides how the attempt ends.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -10,15 +10,16 @@ use super::{
     lease::Lease,
     points::Point,
     settle::{Failed, Settler, Verdict},
+    supervise::panic_text,
 };
 use crate::{
     client::{self, CAUSE, EmitError, NOT_WHOLE, Tx},
     event::{Cause, EnvelopeMeta, Outgoing, PastError},
     handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
     store::{
-        self, Failure,
+        self, Blame, Failure,
         event_log::{Completion, Stored},
-        queue,
+        nodes, queue,
     },
 };
 
@@ -36,8 +37,11 @@ pub(super) enum End {
     /// The handler succeeded; events to store with the completion.
     Succeeded(Vec<Outgoing>),
     Failed(Error),
+    /// A deadlock or a serialization failure of its transaction, which was rolled back: the handler is
+    /// called again at once. Counts as no attempt.
+    Conflicted(Error),
     /// Not the handler's fault: a lost connection, a pool that is exhausted. Counts as no attempt.
-    Disturbed(String),
+    Disturbed(sqlx::Error),
     /// Some of the messages are no longer ours; the transaction was rolled back.
     Stolen(Vec<i64>),
     /// The node stops and does not wait any longer.
@@ -46,6 +50,9 @@ pub(super) enum End {
 
 /// Why a handler is given up that has ended its transaction itself.
 pub(super) const COMMITTED_BY_HAND: &str = "the handler ended its transaction by a statement of its own, so its effect is not tied to the message: return `Ok` to commit, `Err` to roll back";
+
+/// What becomes of a handler that returned `Ok` with a transaction that Postgres had aborted.
+pub(super) const SWALLOWED: &str = "a statement of the handler failed and the handler returned `Ok` nevertheless; Postgres has aborted the transaction, so nothing of it can be stored: return the error, or run a statement that may fail in a savepoint (`tx.begin()`)";
 
 /// How long a message waits that failed for reasons of ours.
 const DISTURBED_DELAY: Duration = Duration::from_secs(1);
@@ -57,7 +64,25 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_ERROR_BYTES: usize = 2_000;
 
 /// Runs the handler for messages of its route; more than one only for batch handlers.
+///
+/// A panic of our own leaves the messages without a verdict: they come back when their leases end.
 pub(crate) async fn run(
+    node: &Node,
+    route: &Arc<Route>,
+    settler: &Settler,
+    messages: Vec<Message>,
+) {
+    let run = AssertUnwindSafe(run_to_verdicts(node, route, settler, messages));
+    if let Err(panic) = run.catch_unwind().await {
+        tracing::error!(
+            handler = route.name(),
+            panic = panic_text(&*panic),
+            "an attempt panicked outside of its handler, its messages come back when their leases end; this is an error in nexus, please report it"
+        );
+    }
+}
+
+async fn run_to_verdicts(
     node: &Node,
     route: &Arc<Route>,
     settler: &Settler,
@@ -74,8 +99,7 @@ pub(crate) async fn run(
             node.points.decided(message, &verdict);
             settler.settle(Arc::clone(&message.lease), Arc::clone(route), verdict);
         };
-        node.points.begin(route, &messages);
-        let (rejected, end) = call(node, route, &messages).await;
+        let (rejected, end) = call_despite_conflicts(node, route, &messages).await;
         // What could not be decoded has left the batch, each message to its own verdict.
         let mut index = 0;
         messages.retain(|message| {
@@ -114,7 +138,7 @@ pub(crate) async fn run(
                     );
                 }
             }
-            End::Failed(error)
+            End::Failed(error) | End::Conflicted(error)
                 if messages.len() > 1 && !matches!(error.kind(), Kind::Snooze(_)) =>
             {
                 tracing::debug!(handler = route.name(), %error, messages = messages.len(), "a batch failed, splitting it");
@@ -125,16 +149,20 @@ pub(crate) async fn run(
                 waiting.push(second);
                 waiting.push(messages);
             }
-            End::Failed(error) => {
+            End::Failed(error) | End::Conflicted(error) => {
                 for message in &messages {
                     settle(message, failure(route, &message.delivery.meta, &error));
                 }
             }
             End::Disturbed(why) => {
-                tracing::warn!(
+                tracing::debug!(
                     handler = route.name(),
                     "an attempt was disturbed and does not count: {why}"
                 );
+                node.client.doubt().look_at(&why);
+                node.trouble
+                    .met("finish an attempt, which does not count", &why);
+                let why = why.to_string();
                 for message in &messages {
                     node.points.disturbed(message, &why);
                     settle(message, give_back(DISTURBED_DELAY));
@@ -182,6 +210,56 @@ fn report_lost(node: &Node, route: &Route, lost: Vec<Message>) {
     }
 }
 
+/// Calls the handler, and again from the start while its transaction meets deadlocks and serialization
+/// failures: at once, a few times, as long as the messages are ours.
+async fn call_despite_conflicts(
+    node: &Node,
+    route: &Route,
+    messages: &[Message],
+) -> (Vec<Rejected>, End) {
+    let mut conflicts = 0;
+    loop {
+        node.points.begin(route, messages);
+        let (rejected, end) = call(node, route, messages).await;
+        let End::Conflicted(error) = end else {
+            return (rejected, end);
+        };
+        if conflicts == store::MOST_CONFLICTS || node.abort.is_cancelled() {
+            return (rejected, End::Conflicted(error));
+        }
+        conflicts += 1;
+        for message in messages {
+            node.points.conflicted(message, &error);
+        }
+        tracing::info!(
+            handler = route.name(), %error, conflicts,
+            "an attempt met a deadlock or a serialization failure and does not count, calling the handler again"
+        );
+        store::pause_after_conflict(conflicts).await;
+        if let Err(end) = are_still_ours(node, route, messages).await {
+            return (rejected, end);
+        }
+    }
+}
+
+/// Asks the database: another node may have claimed the messages while the transactions waited for each
+/// other.
+async fn are_still_ours(node: &Node, route: &Route, messages: &[Message]) -> Result<(), End> {
+    let msg_ids: Vec<i64> = messages.iter().map(|m| m.lease.msg_id).collect();
+    let read_cts: Vec<i32> = messages.iter().map(|m| m.lease.read_ct).collect();
+    let asked = async {
+        let mut connection = node.connection().await?;
+        let lost = queue::lost(&mut connection, &route.queue, &msg_ids, &read_cts).await?;
+        connection.give_back().await?;
+        Ok(lost)
+    };
+    match store::answered_within(PATIENCE, asked).await {
+        Ok(lost) if lost.is_empty() => Ok(()),
+        Ok(lost) => Err(End::Stolen(lost)),
+        Err(error) => Err(End::Disturbed(error)),
+    }
+}
+
 /// Calls the handler once, in a transaction if it takes one, and commits that if it can.
 async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected>, End) {
     let (rejected, tx, result) = invoke(node, route, messages).await;
@@ -196,14 +274,46 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
                 .collect();
             finish(node, route, tx, &completed, emits).await
         }
-        (Err(end), tx) => {
-            if let Some(tx) = tx {
-                roll_back(tx).await;
-            }
-            end
-        }
+        (Err(end), Some(tx)) => blame(tx, end).await,
+        (Err(end), None) => end,
     };
     (rejected, end)
+}
+
+/// Gives up the transaction of a handler that failed, and decides whether the handler is to blame.
+async fn blame(tx: Tx, end: End) -> End {
+    let error = match end {
+        End::Failed(error) if error.kind() == Kind::Retryable => error,
+        other => {
+            roll_back(tx).await;
+            return other;
+        }
+    };
+    match store::blame(error.as_source()) {
+        Blame::Conflict => {
+            roll_back(tx).await;
+            End::Conflicted(error)
+        }
+        // A handler may have other connections, and may have made its transaction read-only itself.
+        Blame::Lost | Blame::ReadOnly => match take_leave(tx).await {
+            Ok(()) => End::Failed(error),
+            Err(cause) => End::Disturbed(cause),
+        },
+        Blame::Other => {
+            roll_back(tx).await;
+            End::Failed(error)
+        }
+    }
+}
+
+/// Rolls back and closes the connection; an error says that it was lost, or leads to a server that takes no
+/// writes.
+async fn take_leave(mut tx: Tx) -> sqlx::Result<()> {
+    let looked = nodes::is_read_only_after_rollback(&mut tx);
+    if store::answered_within(PATIENCE, looked).await? {
+        return Err(client::takes_no_writes());
+    }
+    Ok(())
 }
 
 /// Calls the handler once, in a transaction if it takes one, which is left open. The events are those
@@ -312,7 +422,7 @@ async fn finish(
         () = took_too_long => End::Failed(Error::retryable(format!(
             "storing its effect took longer than the timeout of {:?}", route.timeout
         ))),
-        () = no_answer => End::Disturbed(store::no_answer().to_string()),
+        () = no_answer => End::Disturbed(store::no_answer()),
     }
 }
 
@@ -348,10 +458,12 @@ async fn begin(node: &Node, route: &Route) -> Result<Tx, End> {
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        Ok(begin_now(node, route).await?.with_leave(leave))
+        // sqlx limits how long a connection of the pool is waited for, and nothing else.
+        let tx = store::answered_within(client::ANSWER, begin_now(node, route)).await?;
+        Ok(tx.with_leave(leave))
     };
     tokio::select! {
-        begun = begun => begun.map_err(|error: sqlx::Error| End::Disturbed(error.to_string())),
+        begun = begun => begun.map_err(End::Disturbed),
         () = node.abort.cancelled() => Err(End::Aborted),
     }
 }
@@ -417,25 +529,32 @@ async fn commit(
                     .collect(),
             );
         }
+        Err(EmitError::Append { source }) if store::is_conflict(&source) => {
+            roll_back(tx).await;
+            return End::Conflicted(Error::from(EmitError::Append { source }));
+        }
         Err(EmitError::Append { source } | EmitError::Connect(source))
             if store::classify(&source) == Failure::Transient =>
         {
-            return End::Disturbed(source.to_string());
+            return End::Disturbed(source);
         }
         Err(EmitError::MissingQueue { source }) => {
             roll_back(tx).await;
             node.mend(&source).await;
-            return End::Disturbed(source.to_string());
+            return End::Disturbed(source);
+        }
+        Err(EmitError::Append { source }) if store::is_aborted(&source) => {
+            roll_back(tx).await;
+            return End::Failed(Error::retryable(SWALLOWED));
         }
         Err(error) => {
-            // Most often a statement of the handler failed and it returned Ok nevertheless.
             roll_back(tx).await;
             return End::Failed(Error::from(error));
         }
     };
     let is_of = |handler: &str| handler == route.name();
     if let Err(error) = node.points.reach(Point::BeforeCommit, is_of).await {
-        return End::Disturbed(error.to_string());
+        return End::Disturbed(error);
     }
     let decide = |is_decided| {
         for message in messages {
@@ -452,6 +571,10 @@ async fn commit(
             node.client.wake(queues);
             End::Committed
         }
+        Err(error) if store::is_conflict(&error) => {
+            decide(false);
+            End::Conflicted(Error::from(error))
+        }
         // Refused: a constraint that is checked at the commit, most often.
         Err(error @ sqlx::Error::Database(_)) if store::classify(&error) != Failure::Transient => {
             decide(false);
@@ -459,7 +582,7 @@ async fn commit(
         }
         // Whether it was committed is unknown. If it was, the messages are gone, and the verdict
         // that follows finds nothing to change.
-        Err(error) => End::Disturbed(format!("the commit got no answer: {error}")),
+        Err(error) => End::Disturbed(error),
     }
 }
 
@@ -554,12 +677,4 @@ pub(super) fn failure(route: &Route, meta: &EnvelopeMeta, error: &Error) -> Verd
         error: text,
         failed,
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("with a value that is no text")
 }

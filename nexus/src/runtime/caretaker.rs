@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
-use super::{Node, scheduler};
+use super::{Node, guard::Guard, scheduler};
 use crate::{
     client::DeadLetterFilter,
+    config::Pooler,
     event::Headers,
     store::{
         self, dead_letters, maintenance, pg_cron,
@@ -26,22 +27,30 @@ const EXPLAIN_EVERY: u32 = 5;
 
 /// Messages given up in one round, of each queue.
 const MOST_UNEXPLAINED: i64 = 100;
+const GUARD_EVERY: u32 = 5;
 
 /// How long one round may take before its connection counts as lost.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) async fn run(node: Arc<Node>) {
     let mut round = 0_u32;
+    let mut guard = Guard::default();
     while !node.stop.is_cancelled() {
         let care = Box::pin(care(&node, round.is_multiple_of(MAINTAIN_EVERY)));
         if let Err(error) = store::answered_within(PATIENCE, care).await {
-            tracing::warn!(%error, "maintenance failed, trying again");
+            node.trouble.met("look after the database", &error);
         }
         if round.is_multiple_of(EXPLAIN_EVERY) {
             let care = give_up_unexplained(&node);
             if let Err(error) = store::answered_within(PATIENCE, care).await {
-                tracing::warn!(%error, "could not look for messages of unknown handlers, trying again");
+                node.trouble
+                    .met("look for messages of unknown handlers", &error);
             }
+        }
+        if round.is_multiple_of(GUARD_EVERY)
+            && let Err(error) = store::answered_within(PATIENCE, guard.look(&node)).await
+        {
+            node.trouble.met("look for the oldest snapshot", &error);
         }
         round = round.wrapping_add(1);
         tokio::select! {
@@ -51,27 +60,12 @@ pub(crate) async fn run(node: Arc<Node>) {
     }
 }
 
+/// Each step has a connection, and so a transaction of its own behind a pooler.
 async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
-    let namespace = &node.row.namespace;
-    let mut connection = node.connection().await?;
     if everything {
-        maintenance::maintain(&mut connection, namespace).await?;
-        for name in
-            maintenance::drop_expired_partitions(&mut connection, node.settings.retention).await?
-        {
-            tracing::info!(
-                partition = name,
-                "dropped a partition of the event log, its retention has passed"
-            );
-        }
-        for name in scheduled_tasks::reschedule_the_future(&mut connection, namespace).await? {
-            tracing::warn!(
-                task = name,
-                "the clock was set back since a scheduled task ran, its next run is computed again"
-            );
-        }
+        maintain(node).await?;
     }
-    if !node.defines_app.load(Ordering::Relaxed) && define_app(node, &mut connection).await? {
+    if !node.defines_app.load(Ordering::Relaxed) && define_app(node).await? {
         node.defines_app.store(true, Ordering::Relaxed);
         tracing::info!(
             app = node.row.app,
@@ -79,21 +73,58 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
         );
     }
     if node.declaration.uses_pg_cron() {
-        sync_jobs(node, &mut connection).await?;
+        sync_jobs(node).await?;
     }
-    if let Err(error) = scheduler::fire_overdue(node, &mut connection).await {
-        tracing::warn!(%error, "could not fire what pg_cron has left, trying again");
+    if let Err(error) = scheduler::fire_overdue(node).await {
+        node.trouble.met("fire what pg_cron has left", &error);
     }
-    if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
+    let mut connection = node.connection().await?;
+    let settled = maintenance::settle_subscriptions(&mut connection, &node.row.namespace).await?;
+    connection.give_back().await?;
+    if settled > 0 {
         node.client.bell().ring_all_here();
     }
     if everything
-        && let Err(error) = expire_letters(node, &mut connection).await
+        && let Err(error) = expire_letters(node).await
         && !node.mend(&error).await
     {
-        tracing::warn!(%error, "could not delete dead letters whose retention has passed, trying again");
+        node.trouble
+            .met("delete dead letters whose retention has passed", &error);
     }
-    connection.give_back();
+    Ok(())
+}
+
+async fn maintain(node: &Node) -> sqlx::Result<()> {
+    let namespace = &node.row.namespace;
+    let mut connection = node.connection().await?;
+    maintenance::maintain(&mut connection, namespace).await?;
+    connection.give_back().await?;
+
+    let mut connection = node.connection().await?;
+    let retention = node.settings.retention;
+    let dropped = match node.client.pooler() {
+        Pooler::Session => maintenance::drop_expired_partitions(&mut connection, retention).await?,
+        Pooler::Transaction => {
+            maintenance::drop_an_expired_partition_within(&mut connection, retention).await?
+        }
+    };
+    connection.give_back().await?;
+    for name in dropped {
+        tracing::info!(
+            partition = name,
+            "dropped a partition of the event log, its retention has passed"
+        );
+    }
+
+    let mut connection = node.connection().await?;
+    let rescheduled = scheduled_tasks::reschedule_the_future(&mut connection, namespace).await?;
+    connection.give_back().await?;
+    for name in rescheduled {
+        tracing::warn!(
+            task = name,
+            "the clock was set back since a scheduled task ran, its next run is computed again"
+        );
+    }
     Ok(())
 }
 
@@ -127,8 +158,7 @@ async fn give_up_unexplained(node: &Node) -> sqlx::Result<()> {
             }
         }
     }
-    connection.give_back();
-    Ok(())
+    connection.give_back().await
 }
 
 /// Dead letters deleted by one statement, and how many statements there are in one round at most for a
@@ -138,7 +168,7 @@ const BATCHES_OF_LETTERS: usize = 20;
 
 /// Deletes dead letters whose retention has passed: those of the groups that this node works for, and in
 /// the main queue, from which every node adopts, those that no handler was named for.
-async fn expire_letters(node: &Node, connection: &mut PgConnection) -> sqlx::Result<()> {
+async fn expire_letters(node: &Node) -> sqlx::Result<()> {
     let retention = node.settings.letter_retention;
     let own = node.row.handlers.as_array().into_iter().flatten();
     let mut groups: BTreeMap<&str, bool> = own
@@ -151,8 +181,11 @@ async fn expire_letters(node: &Node, connection: &mut PgConnection) -> sqlx::Res
         let filter = if is_own { old } else { old.without_handler() }.json();
         let mut expired = 0;
         for _ in 0..BATCHES_OF_LETTERS {
+            let mut connection = node.connection().await?;
             let batch =
-                dead_letters::purge(connection, namespace, group, &filter, LETTERS, None).await?;
+                dead_letters::purge(&mut connection, namespace, group, &filter, LETTERS, None)
+                    .await?;
+            connection.give_back().await?;
             expired += batch;
             if batch < LETTERS.into() || node.stop.is_cancelled() {
                 break;
@@ -171,12 +204,14 @@ async fn expire_letters(node: &Node, connection: &mut PgConnection) -> sqlx::Res
 }
 
 /// Pauses and resumes `pg_cron`'s jobs with their tasks, and makes again what somebody removed.
-async fn sync_jobs(node: &Node, connection: &mut PgConnection) -> sqlx::Result<()> {
+async fn sync_jobs(node: &Node) -> sqlx::Result<()> {
     let (namespace, app) = (&node.row.namespace, &node.row.app);
+    let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
     subscriptions::lock(&mut tx, namespace).await?;
     let changed = pg_cron::sync_jobs(&mut tx, namespace, app).await?;
     tx.commit().await?;
+    connection.give_back().await?;
     if changed > 0 {
         tracing::info!(
             changed,
@@ -187,10 +222,12 @@ async fn sync_jobs(node: &Node, connection: &mut PgConnection) -> sqlx::Result<(
 }
 
 /// After a roll-back the build that was superseded defines the app again.
-async fn define_app(node: &Node, connection: &mut PgConnection) -> sqlx::Result<bool> {
+async fn define_app(node: &Node) -> sqlx::Result<bool> {
+    let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
     subscriptions::lock(&mut tx, &node.row.namespace).await?;
     let is_defined = node.declaration.declare(&node.row, &mut tx).await?;
     tx.commit().await?;
+    connection.give_back().await?;
     Ok(is_defined)
 }

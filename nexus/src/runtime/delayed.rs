@@ -9,7 +9,6 @@ use super::{Node, points::Sleeper};
 use crate::store::{
     self,
     delayed_emits::{self, BELL, Emitted, NOTICED_WITHIN},
-    maintenance,
 };
 
 /// How long to leave a due event to the node that has locked it, or to the transaction that is about
@@ -29,13 +28,18 @@ pub(crate) async fn run(node: Arc<Node>) {
     let bell = node.client.bell().of(BELL);
     let mut most = MOST;
     while !node.stop.is_cancelled() {
-        let pause = match store::answered_within(PATIENCE, emit_due(&node, most)).await {
+        let pause = match store::answered_within(
+            PATIENCE,
+            store::despite_conflicts(|| emit_due(&node, most)),
+        )
+        .await
+        {
             Ok(pause) => {
                 most = MOST;
                 pause
             }
             Err(error) => {
-                tracing::warn!(%error, "could not emit delayed events, trying again");
+                node.trouble.met("emit delayed events", &error);
                 // What takes too long together may not take too long in parts.
                 most = (most / 10).max(1);
                 ERROR_SLEEP
@@ -51,17 +55,14 @@ pub(crate) async fn run(node: Arc<Node>) {
 
 /// Emits what is due and returns how long to sleep.
 async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
-    let namespace = &node.row.namespace;
-    let mut connection = node.connection().await?;
-    let emitted = match delayed_emits::emit_due(&mut connection, namespace, most, false).await {
+    let emitted = match emit(node, most, false).await {
         Err(error) if !store::is_passing(&error) => {
             tracing::warn!(%error, "could not emit delayed events together, emitting them in parts");
-            maintenance::mend(&mut connection, namespace, &error).await?;
-            delayed_emits::emit_due(&mut connection, namespace, most, true).await?
+            node.mend(&error).await;
+            emit(node, most, true).await?
         }
         other => other?,
     };
-    connection.give_back();
     let Emitted {
         count,
         queues,
@@ -85,4 +86,12 @@ async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
         Some(next_in) => next_in.clamp(Duration::from_millis(1), NOTICED_WITHIN),
         None => NOTICED_WITHIN,
     })
+}
+
+async fn emit(node: &Node, most: i32, isolate: bool) -> sqlx::Result<Emitted> {
+    let mut connection = node.connection().await?;
+    let namespace = &node.row.namespace;
+    let emitted = delayed_emits::emit_due(&mut connection, namespace, most, isolate).await?;
+    connection.give_back().await?;
+    Ok(emitted)
 }

@@ -11,7 +11,7 @@ use super::{
     points::{self, Ended},
 };
 use crate::{
-    client::Tx,
+    client::{ANSWER, Tx},
     event::Outgoing,
     handler::{Delivery, Error},
     store::queue,
@@ -56,7 +56,14 @@ pub(crate) async fn run(
     let (ended, emits) = match result {
         Ok(emits) => (Ended::Completed, emits),
         Err(End::Failed(error)) => (by_verdict(&error), Vec::new()),
-        Err(End::Disturbed(why)) => (Ended::Disturbed { why }, Vec::new()),
+        Err(End::Disturbed(why)) => {
+            let why = why.to_string();
+            (Ended::Disturbed { why }, Vec::new())
+        }
+        Err(End::Conflicted(error)) => {
+            let error = error.to_string();
+            (Ended::Conflicted { error }, Vec::new())
+        }
         Err(End::Aborted) => (Ended::GivenBack, Vec::new()),
         Err(End::Committed | End::Succeeded(_)) => (Ended::Completed, Vec::new()),
         Err(End::Stolen(_)) => (Ended::Lost, Vec::new()),
@@ -94,7 +101,7 @@ async fn store(
     }
     // Stored even if it is rolled back: what the handler's statements have done to the transaction
     // shows here.
-    let stored = match node.client.store_in(&mut tx, &emits).await {
+    let stored = match node.client.store_in(&mut tx, &emits, ANSWER).await {
         Ok(stored) => stored,
         Err(error) => {
             attempt::roll_back(tx).await;

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -16,21 +16,33 @@ use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{
-    nodes::{self, Beat},
-    queue,
+use super::{Trouble, supervise};
+use crate::{
+    client::{begin_if_pooled, commit_if_pooled, roll_back_if_pooled},
+    config::Pooler,
+    store::{
+        self,
+        nodes::{self, Beat},
+        queue,
+    },
 };
 
 /// How often leases are extended and the heartbeat is sent: three times a default lease.
 const EVERY: Duration = Duration::from_secs(3);
 
+/// How long closing the connection may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// How long a connection attempt or a round of statements may take before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The leases of one queue, by message.
-type Held = HashMap<i64, Arc<Lease>>;
+type Held = HashMap<i64, Weak<Lease>>;
 
 /// The messages this node holds, by queue.
+///
+/// Weakly: who has a message at hand keeps its lease. What is dropped without a verdict, because
+/// something panicked, is not extended any more, and comes back when its lease ends.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Leases {
     held: Arc<Mutex<HashMap<String, Held>>>,
@@ -87,10 +99,10 @@ impl Leases {
         let before = held
             .entry(queue.to_owned())
             .or_default()
-            .insert(msg_id, Arc::clone(&lease));
+            .insert(msg_id, Arc::downgrade(&lease));
         drop(held);
         // We have claimed a message that an attempt of ours still holds: its lease had ended.
-        if let Some(before) = before {
+        if let Some(before) = before.and_then(|before| before.upgrade()) {
             self.lose(queue, &before, "this node has claimed it again");
         }
         lease
@@ -103,7 +115,7 @@ impl Leases {
             // A later claim of the same message holds a lease of its own under the same id.
             if messages
                 .get(&lease.msg_id)
-                .is_some_and(|other| Arc::ptr_eq(other, lease))
+                .is_some_and(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(lease)))
             {
                 messages.remove(&lease.msg_id);
             }
@@ -116,10 +128,13 @@ impl Leases {
     }
 
     pub(crate) fn of_queues(&self) -> Vec<(String, Vec<Arc<Lease>>)> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.iter()
-            .filter(|(_, messages)| !messages.is_empty())
-            .map(|(queue, messages)| (queue.clone(), messages.values().cloned().collect()))
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.iter_mut()
+            .filter_map(|(queue, messages)| {
+                messages.retain(|_, lease| lease.strong_count() > 0);
+                let leases: Vec<_> = messages.values().filter_map(Weak::upgrade).collect();
+                (!leases.is_empty()).then(|| (queue.clone(), leases))
+            })
             .collect()
     }
 
@@ -157,6 +172,8 @@ pub(crate) struct Control {
 /// What the control thread works for.
 pub(crate) struct Duty {
     pub(crate) options: PgConnectOptions,
+    pub(crate) pooler: Pooler,
+    pub(crate) trouble: Trouble,
     pub(crate) node: nodes::Node,
     pub(crate) epoch: i64,
     pub(crate) lease: Duration,
@@ -179,7 +196,10 @@ impl Control {
         std::thread::Builder::new()
             .name("nexus-control".to_owned())
             .spawn(move || {
-                runtime.block_on(control(duty, until));
+                let gone = duty.gone.clone();
+                let control =
+                    supervise::again("the control thread", gone, || control(&duty, &until));
+                runtime.block_on(control);
                 // The receiver is gone if nobody waits for us.
                 let _ = done.send(());
             })?;
@@ -193,28 +213,37 @@ impl Control {
     }
 }
 
-async fn control(duty: Duty, stop: Arc<Notify>) {
+async fn control(duty: &Duty, stop: &Notify) {
     let mut connection: Option<PgConnection> = None;
     // A short lease (tests, impatient users) is extended three times within it, too.
     let every = EVERY.min(duty.lease / 3);
+    let mut conflicts = 0;
     loop {
+        let pause = async {
+            if conflicts > 0 {
+                store::pause_after_conflict(conflicts).await;
+            } else {
+                tokio::time::sleep(every).await;
+            }
+        };
         tokio::select! {
             () = stop.notified() => break,
             () = duty.gone.cancelled() => break,
-            () = tokio::time::sleep(every) => {}
+            () = pause => {}
         }
-        let round = tokio::time::timeout(PATIENCE.max(every), round(&duty, &mut connection));
+        let round = store::answered_within(PATIENCE.max(every), round(duty, &mut connection));
         let Some(round) = duty.gone.run_until_cancelled(round).await else {
             break;
         };
         match round {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "heartbeat failed, connecting again");
-                connection = None;
+            Ok(()) => {
+                conflicts = 0;
+                duty.trouble.is_over();
             }
-            Err(_) => {
-                tracing::warn!("heartbeat got no answer, connecting again");
+            Err(error) => {
+                let is_conflict = store::is_conflict(&error) && conflicts < store::MOST_CONFLICTS;
+                conflicts = if is_conflict { conflicts + 1 } else { 0 };
+                duty.trouble.met("send the heartbeat", &error);
                 connection = None;
             }
         }
@@ -222,7 +251,7 @@ async fn control(duty: Duty, stop: Arc<Notify>) {
     }
     if let Some(connection) = connection {
         // The session ends either way; closing it properly only spares the server a log line.
-        let _ = connection.close().await;
+        let _ = tokio::time::timeout(FAREWELL, connection.close()).await;
     }
 }
 
@@ -232,42 +261,17 @@ async fn round(duty: &Duty, connection: &mut Option<PgConnection>) -> sqlx::Resu
         None => connection.insert(PgConnection::connect_with(&duty.options).await?),
     };
     for (queue, leases) in duty.leases.of_queues() {
-        let sent_at = Instant::now();
-        let msg_ids: Vec<i64> = leases.iter().map(|lease| lease.msg_id).collect();
-        let read_cts: Vec<i32> = leases.iter().map(|lease| lease.read_ct).collect();
-        let extended = match queue::extend(connection, &queue, &msg_ids, &read_cts, duty.lease)
-            .await
-        {
-            Ok(extended) => extended,
+        begin_if_pooled(connection, duty.pooler, "").await?;
+        match extend(duty, connection, &queue, &leases).await {
+            Ok(()) => commit_if_pooled(connection, duty.pooler).await?,
             // The worker reports a queue that is gone and restores it.
-            Err(error) if crate::store::classify(&error) == crate::store::Failure::MissingTable => {
-                continue;
+            Err(error) if store::classify(&error) == store::Failure::MissingTable => {
+                roll_back_if_pooled(connection, duty.pooler).await?;
             }
             Err(error) => return Err(error),
-        };
-        let mut skipped: Vec<&Arc<Lease>> = Vec::new();
-        for lease in &leases {
-            if extended.contains(&lease.msg_id) {
-                lease.extend_to(sent_at + duty.lease);
-            } else {
-                skipped.push(lease);
-            }
-        }
-        if skipped.is_empty() {
-            continue;
-        }
-        // Skipped means locked, by our own completion perhaps, or taken from us.
-        let msg_ids: Vec<i64> = skipped.iter().map(|lease| lease.msg_id).collect();
-        let read_cts: Vec<i32> = skipped.iter().map(|lease| lease.read_ct).collect();
-        let lost = queue::lost(connection, &queue, &msg_ids, &read_cts).await?;
-        for lease in skipped
-            .into_iter()
-            .filter(|lease| lost.contains(&lease.msg_id))
-        {
-            duty.leases
-                .lose(&queue, lease, "another node has claimed it, or it is gone");
         }
     }
+    begin_if_pooled(connection, duty.pooler, "").await?;
     match nodes::beat(connection, &duty.node.id, duty.epoch).await? {
         Beat::Alive => {}
         Beat::Forgotten => {
@@ -286,6 +290,41 @@ async fn round(duty: &Duty, connection: &mut Option<PgConnection>) -> sqlx::Resu
                 duty.fenced.cancel();
             }
         }
+    }
+    commit_if_pooled(connection, duty.pooler).await
+}
+
+async fn extend(
+    duty: &Duty,
+    connection: &mut PgConnection,
+    queue: &str,
+    leases: &[Arc<Lease>],
+) -> sqlx::Result<()> {
+    let sent_at = Instant::now();
+    let msg_ids: Vec<i64> = leases.iter().map(|lease| lease.msg_id).collect();
+    let read_cts: Vec<i32> = leases.iter().map(|lease| lease.read_ct).collect();
+    let extended = queue::extend(connection, queue, &msg_ids, &read_cts, duty.lease).await?;
+    let mut skipped: Vec<&Arc<Lease>> = Vec::new();
+    for lease in leases {
+        if extended.contains(&lease.msg_id) {
+            lease.extend_to(sent_at + duty.lease);
+        } else {
+            skipped.push(lease);
+        }
+    }
+    if skipped.is_empty() {
+        return Ok(());
+    }
+    // Skipped means locked, by our own completion perhaps, or taken from us.
+    let msg_ids: Vec<i64> = skipped.iter().map(|lease| lease.msg_id).collect();
+    let read_cts: Vec<i32> = skipped.iter().map(|lease| lease.read_ct).collect();
+    let lost = queue::lost(connection, queue, &msg_ids, &read_cts).await?;
+    for lease in skipped
+        .into_iter()
+        .filter(|lease| lost.contains(&lease.msg_id))
+    {
+        duty.leases
+            .lose(queue, lease, "another node has claimed it, or it is gone");
     }
     Ok(())
 }
@@ -311,5 +350,16 @@ mod tests {
         assert!(!leases.is_empty());
         leases.end("q", &decided);
         assert!(leases.is_empty());
+    }
+
+    #[test]
+    fn a_message_that_is_dropped_without_a_verdict_is_not_held() {
+        let leases = Leases::default();
+        let kept = leases.hold("q", 1, 1, Instant::now());
+        drop(leases.hold("q", 2, 1, Instant::now()));
+        drop(leases.hold("r", 3, 1, Instant::now()));
+        let held = leases.of_queues();
+        assert_eq!(held.len(), 1);
+        assert!(Arc::ptr_eq(&held[0].1[0], &kept));
     }
 }

@@ -7,6 +7,7 @@
 //! - [`scheduler`] fires ticks, [`delayed`] emits what has become due, [`adopter`] takes in what
 //!   foreign programs send, [`caretaker`] does what has to be done from time to time, [`renamer`]
 //!   moves what carries a former name of a handler, [`listener`] hears the doorbell.
+//! - [`supervise`] starts a loop again that panicked, [`trouble`] says once what is wrong with the database.
 //!
 //! A message is in exactly one place at a time: in its queue, in a worker's buffer, in an attempt,
 //! or on its way to be settled. From the claim until it is settled its lease is held by [`lease`].
@@ -16,6 +17,7 @@ mod attempt;
 mod caretaker;
 mod declaration;
 mod delayed;
+mod guard;
 #[cfg(feature = "testing")]
 pub(crate) mod isolated;
 mod lease;
@@ -24,12 +26,13 @@ pub(crate) mod points;
 mod renamer;
 mod scheduler;
 mod settle;
+mod supervise;
+mod trouble;
 mod worker;
 
 use std::{
     any::Any,
     collections::BTreeMap,
-    ops::{Deref, DerefMut},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -37,7 +40,8 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgConnectOptions};
+use futures_util::future::BoxFuture;
+use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -45,7 +49,8 @@ use tokio_util::{
 };
 
 use crate::{
-    client::Client,
+    client::{Client, Lent},
+    config::Pooler,
     handler::Shared,
     registry::{HandlerDescriptor, Trigger},
     retry::RetryPolicy,
@@ -55,6 +60,7 @@ use crate::{
 pub(crate) use declaration::{Declaration, DeclaredTask};
 pub(crate) use lease::{Control, Duty, Leases};
 pub(crate) use points::Points;
+pub(crate) use trouble::Trouble;
 
 /// A handler as this node runs it: its descriptor with all defaults filled in.
 #[derive(Debug)]
@@ -129,6 +135,7 @@ pub(crate) struct Node {
     pub(crate) settings: Settings,
     pub(crate) shared: Arc<Shared>,
     pub(crate) leases: lease::Leases,
+    pub(crate) trouble: Trouble,
     /// Where the test kit looks on.
     pub(crate) points: Arc<Points>,
     /// No new work is taken; what runs goes on.
@@ -167,45 +174,9 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// How long it may take to make again what is missing before the connection counts as lost.
 const MEND_PATIENCE: Duration = Duration::from_mins(1);
 
-/// A connection of the node's own. It is closed unless it is [given back](Self::give_back): whoever
-/// stops waiting for an answer must not leave it to the next one.
-pub(super) struct Lent(Option<PoolConnection<Postgres>>);
-
-impl Lent {
-    pub(super) fn give_back(mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            drop(connection.detach());
-        }
-    }
-}
-
-impl Deref for Lent {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        self.0
-            .as_ref()
-            .expect("the connection is there until it is given back")
-    }
-}
-
-impl DerefMut for Lent {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0
-            .as_mut()
-            .expect("the connection is there until it is given back")
-    }
-}
-
 impl Node {
-    pub(super) async fn connection(&self) -> sqlx::Result<Lent> {
-        Ok(Lent(Some(self.pool.acquire().await?)))
+    pub(crate) async fn connection(&self) -> sqlx::Result<Lent> {
+        Lent::of(&self.pool, self.client.pooler()).await
     }
 
     /// Makes again what was dropped by hand, a queue or a partition, if `error` says that it is missing.
@@ -215,18 +186,21 @@ impl Node {
             let mut connection = self.connection().await?;
             let namespace = &self.row.namespace;
             let mended = maintenance::mend(&mut connection, namespace, error).await?;
-            connection.give_back();
+            connection.give_back().await?;
             Ok(mended)
         };
         match store::answered_within(MEND_PATIENCE, mended).await {
             Ok(mended) => mended,
             Err(error) => {
-                tracing::error!(%error, "could not make again what is missing, trying again later");
+                self.trouble.met("make again what is missing", &error);
                 false
             }
         }
     }
 }
+
+/// A loop at work.
+type Service = BoxFuture<'static, ()>;
 
 /// Starts all loops of a node. The row of the node is registered already. `main_queue` is the one
 /// of the namespace's default group.
@@ -254,21 +228,51 @@ pub(crate) fn start(
     }
     for (queue, routes) in by_queue {
         let settler = settle::start(&settlers, Arc::clone(&node), queue.clone(), give_up.clone());
-        let worker = worker::run(Arc::clone(&node), queue, routes, settler);
+        let of = Arc::clone(&node);
+        let worker = supervise::again("a worker", node.stop.clone(), move || {
+            worker::run(
+                Arc::clone(&of),
+                queue.clone(),
+                routes.clone(),
+                settler.clone(),
+            )
+        });
         workers.spawn(Arc::clone(&node.points).while_alive(worker));
     }
     // Every node adopts, whatever its groups.
     if !queues.contains(&main_queue) {
         queues.push(main_queue.clone());
     }
-    let until = || give_up.clone();
     if node.points.has_loops() {
-        services.spawn(until().run_until_cancelled_owned(adopter::run(Arc::clone(&node), queues)));
-        services.spawn(until().run_until_cancelled_owned(scheduler::run(Arc::clone(&node))));
-        services.spawn(until().run_until_cancelled_owned(delayed::run(Arc::clone(&node))));
-        services.spawn(until().run_until_cancelled_owned(caretaker::run(Arc::clone(&node))));
-        services.spawn(until().run_until_cancelled_owned(listener::run(Arc::clone(&node))));
-        services.spawn(until().run_until_cancelled_owned(renamer::run(Arc::clone(&node))));
+        let service = |what, start: Box<dyn Fn(Arc<Node>) -> Service + Send>| {
+            let of = Arc::clone(&node);
+            let service = supervise::again(what, node.stop.clone(), move || start(Arc::clone(&of)));
+            services.spawn(give_up.clone().run_until_cancelled_owned(service));
+        };
+        service(
+            "the adopter",
+            Box::new(move |node| Box::pin(adopter::run(node, queues.clone()))),
+        );
+        service(
+            "the scheduler",
+            Box::new(|node| Box::pin(scheduler::run(node))),
+        );
+        service(
+            "the emitter of delayed events",
+            Box::new(|node| Box::pin(delayed::run(node))),
+        );
+        service(
+            "the caretaker",
+            Box::new(|node| Box::pin(caretaker::run(node))),
+        );
+        service("the renamer", Box::new(|node| Box::pin(renamer::run(node))));
+        // A session behind a pooler in transaction mode is shared: nobody listens in it.
+        if node.client.pooler() == Pooler::Session {
+            service(
+                "the listener",
+                Box::new(|node| Box::pin(listener::run(node))),
+            );
+        }
     }
     for tracker in [&workers, &services, &settlers] {
         tracker.close();
@@ -329,8 +333,7 @@ impl Running {
         let deregistered = async {
             let mut connection = node.connection().await?;
             nodes::deregister(&mut connection, &node.row.id, node.epoch).await?;
-            connection.give_back();
-            Ok(())
+            connection.give_back().await
         };
         if let Err(error) = store::answered_within(FAREWELL, deregistered).await {
             tracing::warn!(%error, "could not deregister, other nodes notice within 15 s");

@@ -28,7 +28,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         if let Err(error) = move_all(&node).await
             && !node.mend(&error).await
         {
-            tracing::warn!(%error, "could not move messages of a former name, trying again");
+            node.trouble.met("move messages of a former name", &error);
         }
         tokio::select! {
             () = node.points.sleep(Sleeper::Renamer, EVERY) => {}
@@ -42,7 +42,11 @@ async fn move_all(node: &Node) -> sqlx::Result<()> {
         let (mut moved, mut left_out) = (0, 0);
         let mut place = Some(Place::first());
         while let Some(from) = place.take_if(|_| !node.stop.is_cancelled()) {
-            let batch = store::answered_within(PATIENCE, move_messages(node, &name, &from)).await?;
+            let batch = store::answered_within(
+                PATIENCE,
+                store::despite_conflicts(|| move_messages(node, &name, &from)),
+            )
+            .await?;
             if batch.messages > 0 {
                 node.client.bell().of(&name.queue).notify_one();
             }
@@ -77,7 +81,7 @@ async fn former_names(node: &Node) -> sqlx::Result<Vec<FormerName>> {
     let mut connection = node.connection().await?;
     let row = &node.row;
     let names = renames::of_handlers(&mut connection, &row.namespace, &row.handlers).await?;
-    connection.give_back();
+    connection.give_back().await?;
     Ok(names)
 }
 
@@ -92,7 +96,7 @@ async fn move_messages(
     let namespace = &node.row.namespace;
     let moved = renames::move_messages(&mut tx, namespace, name, from, MOST).await?;
     tx.commit().await?;
-    connection.give_back();
+    connection.give_back().await?;
     Ok(moved)
 }
 
@@ -100,6 +104,6 @@ async fn move_letters(node: &Node, name: &mut FormerName) -> sqlx::Result<(i64, 
     let mut connection = node.connection().await?;
     let namespace = &node.row.namespace;
     let moved = renames::move_dead_letters(&mut connection, namespace, name, MOST).await?;
-    connection.give_back();
+    connection.give_back().await?;
     Ok(moved)
 }

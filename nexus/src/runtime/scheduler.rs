@@ -16,7 +16,7 @@ use crate::{
     handler::with_sources,
     schedule::{Schedule, misfire},
     store::{
-        self, pg_cron,
+        self, nodes, pg_cron,
         scheduled_tasks::{self, Due},
     },
 };
@@ -81,12 +81,13 @@ impl Round {
 }
 
 async fn round(node: &Node) -> Round {
-    let error = match store::answered_within(PATIENCE, fire_due(node, Together::All)).await {
+    let all = store::despite_conflicts(|| fire_due(node, Together::All));
+    let error = match store::answered_within(PATIENCE, all).await {
         Ok(round) => return round,
         Err(error) => error,
     };
     if store::is_passing(&error) {
-        tracing::warn!(%error, "could not fire scheduled tasks, trying again");
+        node.trouble.met("fire scheduled tasks", &error);
         return Round::NONE;
     }
     tracing::warn!(%error, "could not fire scheduled tasks together, firing each apart");
@@ -94,7 +95,7 @@ async fn round(node: &Node) -> Round {
     match store::answered_within(PATIENCE, fire_due(node, Together::Apart)).await {
         Ok(round) => round,
         Err(error) => {
-            tracing::warn!(%error, "could not fire scheduled tasks, trying again");
+            node.trouble.met("fire scheduled tasks", &error);
             Round::NONE
         }
     }
@@ -117,6 +118,13 @@ async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
     let mut due = scheduled_tasks::lock_due(&mut tx, namespace, MOST_TASKS).await?;
     leave_bytes(&mut due);
     if !due.is_empty() {
+        if nodes::is_fenced(&mut tx, &node.row.id, node.epoch).await? {
+            tracing::warn!(
+                node = node.row.id,
+                "fired no scheduled task: another process has started with this node's id"
+            );
+            return Ok(Round::NONE);
+        }
         let (queues, fired) = match together {
             Together::All => fire(&mut tx, namespace, &due).await?,
             Together::Apart => fire_apart(&mut tx, namespace, &due).await?,
@@ -129,10 +137,10 @@ async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
             node.points.reach(Point::BeforeTick, is_of).await?;
         }
         tx.commit().await?;
+        connection.give_back().await?;
         if !fired.is_empty() {
             node.points.reach(Point::AfterTick, is_of).await?;
         }
-        connection.give_back();
         node.client.wake(queues);
         // There may be more, or a task that was behind is due again.
         return Ok(Round {
@@ -142,7 +150,7 @@ async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
     }
     tx.commit().await?;
     let until_next = scheduled_tasks::until_next(&mut connection, namespace).await?;
-    connection.give_back();
+    connection.give_back().await?;
     let pause = match until_next {
         Some(micros @ 1..) => {
             Duration::from_micros(micros.max(1_000).unsigned_abs()).min(LONGEST_SLEEP)
@@ -155,8 +163,9 @@ async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
 }
 
 /// Fires what `pg_cron` has not fired for a minute: it was down, as the server was, or cannot run its jobs.
-pub(super) async fn fire_overdue(node: &Node, connection: &mut PgConnection) -> sqlx::Result<()> {
+pub(super) async fn fire_overdue(node: &Node) -> sqlx::Result<()> {
     let namespace = &node.row.namespace;
+    let mut connection = node.connection().await?;
     let mut tx = connection.begin().await?;
     let mut overdue = scheduled_tasks::lock_overdue(&mut tx, namespace, MOST_TASKS).await?;
     leave_bytes(&mut overdue);
@@ -170,13 +179,14 @@ pub(super) async fn fire_overdue(node: &Node, connection: &mut PgConnection) -> 
         fire_apart(&mut tx, namespace, &overdue).await?.0
     };
     tx.commit().await?;
+    connection.give_back().await?;
     node.client.wake(queues);
     for task in &overdue {
         if let Some(due_at) = task.at {
-            let failure = pg_cron::last_failure(connection, task.task_id).await;
+            let failure = last_failure(node, task.task_id).await.ok().flatten();
             tracing::warn!(
                 task = task.name, %due_at,
-                pg_cron = failure.ok().flatten(),
+                pg_cron = failure,
                 "pg_cron did not fire a scheduled task for a minute, a node took care of it"
             );
         }
@@ -193,6 +203,13 @@ fn leave_bytes(due: &mut Vec<Due>) {
     });
     let kept = fitting.count().max(1);
     due.truncate(kept);
+}
+
+async fn last_failure(node: &Node, task_id: Uuid) -> sqlx::Result<Option<String>> {
+    let mut connection = node.connection().await?;
+    let failure = pg_cron::last_failure(&mut connection, task_id).await?;
+    connection.give_back().await?;
+    Ok(failure)
 }
 
 /// As [`fire`], but puts tasks off whose events cannot be emitted.

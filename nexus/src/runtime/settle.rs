@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Node, Route, add, attempt, lease::Lease, points::Point};
+use super::{Node, Route, Trouble, add, attempt, lease::Lease, points::Point, supervise};
 use crate::{
     client::{CHUNK_BYTES, EmitError},
     event::{EnvelopeMeta, Outgoing, PastError},
@@ -85,12 +85,19 @@ pub(crate) fn start(
     queue: String,
     give_up: CancellationToken,
 ) -> Settler {
-    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let stop = node.stop.clone();
     let work = async move {
-        let mut settlements = Vec::with_capacity(MOST);
-        while receiver.recv_many(&mut settlements, MOST).await > 0 {
-            store(&node, &queue, std::mem::take(&mut settlements)).await;
-        }
+        // Kept by the outer future: verdicts that wait survive a panic over another one.
+        let receiver = Mutex::new(receiver);
+        supervise::again("a settler", stop, || async {
+            let mut receiver = receiver.lock().await;
+            let mut settlements = Vec::with_capacity(MOST);
+            while receiver.recv_many(&mut settlements, MOST).await > 0 {
+                store(&node, &queue, std::mem::take(&mut settlements)).await;
+            }
+        })
+        .await;
     };
     tracker.spawn(give_up.run_until_cancelled_owned(work));
     Settler { sender }
@@ -146,21 +153,53 @@ struct Done<T> {
     repeated: bool,
 }
 
+/// An error of an operation that is insisted on.
+trait Caused: std::fmt::Display {
+    /// The error of the database, if there is one.
+    fn cause(&self) -> Option<&sqlx::Error>;
+
+    fn unanswered() -> Self;
+}
+
+impl Caused for sqlx::Error {
+    fn cause(&self) -> Option<&sqlx::Error> {
+        Some(self)
+    }
+
+    fn unanswered() -> Self {
+        store::no_answer()
+    }
+}
+
+impl Caused for EmitError {
+    fn cause(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Append { source } | Self::Connect(source) => Some(source),
+            _ => None,
+        }
+    }
+
+    fn unanswered() -> Self {
+        Self::Connect(store::no_answer())
+    }
+}
+
 /// Repeats an operation for as long as what went wrong may pass and a lease is left. `None` means
 /// that it was given up: the messages come back when their leases end.
-async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
-    what: &str,
+async fn insist<T, E: Caused, F: Future<Output = Result<T, E>>>(
+    trouble: &Trouble,
+    what: &'static str,
     queue: &str,
     settlements: &[Settlement],
-    no_answer: impl Fn(sqlx::Error) -> E,
     may_pass: impl Fn(&E) -> bool,
     operation: impl Fn() -> F,
 ) -> Result<Option<Done<T>>, E> {
     let mut pause = Duration::from_millis(20);
     let mut repeated = false;
+    let mut conflicts = 0;
     loop {
         let done = tokio::time::timeout(PATIENCE, operation()).await;
-        match done.unwrap_or_else(|_| Err(no_answer(store::no_answer()))) {
+        match done.unwrap_or_else(|_| Err(E::unanswered())) {
             Ok(done) => return Ok(Some(Done { done, repeated })),
             Err(error) if may_pass(&error) => {
                 if settlements
@@ -173,7 +212,16 @@ async fn insist<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
                     );
                     return Ok(None);
                 }
-                tracing::warn!(%error, queue, "could not {what}, trying again");
+                let cause = error.cause();
+                if cause.is_some_and(store::is_conflict) && conflicts < store::MOST_CONFLICTS {
+                    // It was rolled back for certain, and is nobody's fault.
+                    conflicts += 1;
+                    store::pause_after_conflict(conflicts).await;
+                    continue;
+                }
+                if let Some(cause) = cause {
+                    trouble.met(what, cause);
+                }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(1));
                 repeated = true;
@@ -233,8 +281,9 @@ async fn complete_once(
             .await?;
         (stored.completed, stored.queues.into_iter().collect())
     };
+    let given_back = connection.give_back().await;
+    given_back.map_err(EmitError::Connect)?;
     reach(Point::AfterCommit).await?;
-    connection.give_back();
     Ok(done)
 }
 
@@ -259,10 +308,10 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     let (events, source) = (&events, &source);
     let operation = || complete_once(node, &settlements, events, source, completion);
     let stored = insist(
-        "complete",
+        &node.trouble,
+        "complete messages",
         queue,
         &settlements,
-        EmitError::Connect,
         transient,
         operation,
     )
@@ -341,18 +390,18 @@ async fn release(node: &Node, queue: &str, settlements: Vec<Settlement>) {
         })
         .collect();
     let stored = insist(
+        &node.trouble,
         "give messages back",
         queue,
         &settlements,
-        std::convert::identity,
         may_pass,
         || async {
             let is_of = |handler: &str| settlements.iter().any(|s| s.route.name() == handler);
             node.points.reach(Point::BeforeRetry, is_of).await?;
             let mut connection = node.connection().await?;
             let released = queue::release(&mut connection, queue, &rows).await?;
+            connection.give_back().await?;
             node.points.reach(Point::AfterRetry, is_of).await?;
-            connection.give_back();
             Ok(released)
         },
     )
@@ -403,15 +452,15 @@ async fn dead_letter(node: &Node, queue: &str, settlement: Settlement) {
         node.points.reach(Point::BeforeDeadLetter, is_of).await?;
         let mut connection = node.connection().await?;
         let is_moved = queue::dead_letter(&mut connection, queue, &given_up).await?;
+        connection.give_back().await?;
         node.points.reach(Point::AfterDeadLetter, is_of).await?;
-        connection.give_back();
         Ok(is_moved)
     };
     let stored = insist(
-        "dead-letter",
+        &node.trouble,
+        "dead-letter a message",
         queue,
         only,
-        std::convert::identity,
         may_pass,
         operation,
     )

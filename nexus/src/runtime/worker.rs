@@ -24,6 +24,8 @@ use super::{
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
+    client::{begin_if_pooled, commit_if_pooled},
+    config::Pooler,
     event::Headers,
     handler::Delivery,
     store::{
@@ -46,6 +48,12 @@ const MOST_ABANDONMENTS: u32 = 10;
 
 /// Messages of about this much work wait in the buffer. What waits here could run elsewhere.
 const AHEAD: Duration = Duration::from_millis(250);
+
+/// Longest time that a claim may take, whatever the lease.
+const LONGEST_ANSWER: Duration = Duration::from_secs(30);
+
+/// How long closing the connection may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How fast a handler is, is measured over this time at least.
 const MEASURE_OVER: Duration = Duration::from_millis(100);
@@ -286,13 +294,26 @@ fn start_attempts(
             let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
             let (settler, finished) = (settler.clone(), finished.clone());
             let points = Arc::clone(&node.points);
+            let slot = Slot { finished, index };
             tokio::spawn(points.while_alive(async move {
                 attempt::run(&node, &route, &settler, messages).await;
                 drop(guards);
-                // The worker is gone only if the whole runtime is.
-                let _ = finished.send(index);
+                drop(slot);
             }));
         }
+    }
+}
+
+/// A handler's slot, which is free again when this is dropped, whatever happens to the attempt.
+struct Slot {
+    finished: mpsc::UnboundedSender<usize>,
+    index: usize,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // The worker is gone only if it panicked, or the whole runtime is.
+        let _ = self.finished.send(self.index);
     }
 }
 
@@ -418,6 +439,7 @@ impl Claimer {
             let (settler, finished) = (settler.clone(), finished.clone());
             let mut alone = alone.take();
             any = true;
+            let slot = Slot { finished, index };
             let points = Arc::clone(&node.points);
             tokio::spawn(points.while_alive(async move {
                 let attempt = attempt::run(&node, &route, &settler, vec![message]);
@@ -431,8 +453,7 @@ impl Claimer {
                 }
                 // Others run before the next one does.
                 drop(alone);
-                // The worker is gone only if the whole runtime is.
-                let _ = finished.send(index);
+                drop(slot);
             }));
         }
         any
@@ -441,19 +462,20 @@ impl Claimer {
     /// Whether a message waits that has to run alone.
     async fn has_suspect(&mut self, lanes: &[Lane]) -> bool {
         let wants: Vec<Want> = lanes.iter().map(|lane| lane.want(1, true)).collect();
-        let (queue, patience) = (self.queue.clone(), self.node.settings.lease / 2);
+        let (queue, patience, pooler) = (self.queue.clone(), self.patience(), self.pooler());
         let Some(connection) = self.connect().await else {
             return false;
         };
-        let found = queue::has_suspect(connection, &queue, &wants);
-        match tokio::time::timeout(patience, found).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
+        let found = async {
+            begin_if_pooled(connection, pooler, queue::TO_CLAIM).await?;
+            let found = queue::has_suspect(connection, &queue, &wants).await?;
+            commit_if_pooled(connection, pooler).await?;
+            Ok(found)
+        };
+        match store::answered_within(patience, found).await {
+            Ok(found) => found,
+            Err(error) => {
                 self.failed(&error).await;
-                false
-            }
-            Err(_) => {
-                self.connection = None;
                 false
             }
         }
@@ -555,51 +577,67 @@ impl Claimer {
     }
 
     async fn claim(&mut self, wants: &[Want], which: Which) -> Option<Claims> {
-        let queue = self.queue.clone();
+        let (queue, patience, pooler) = (self.queue.clone(), self.patience(), self.pooler());
         let (lease, most) = (self.node.settings.lease, self.node.settings.max_body_bytes);
-        let connection = self.connect().await?;
-        // After that time the lease is half over, and the connection most likely gone.
-        let claim = queue::claim(connection, &queue, wants, which, lease, most);
-        match tokio::time::timeout(lease / 2, claim).await {
-            Ok(Ok(claims)) => {
-                let is_of = |handler: &str| {
-                    let mut claimed = claims.messages.iter();
-                    claimed.any(|message| {
-                        Headers::handler_in(&message.headers).as_deref() == Some(handler)
-                    })
-                };
-                let reached = if claims.messages.is_empty() {
-                    Ok(())
-                } else {
-                    self.node.points.reach(Point::Claimed, is_of).await
-                };
-                if let Err(error) = reached {
+        let mut conflicts = 0;
+        let claims = loop {
+            let connection = self.connect().await?;
+            let claimed = async {
+                begin_if_pooled(connection, pooler, queue::TO_CLAIM).await?;
+                let claims = queue::claim(connection, &queue, wants, which, lease, most).await?;
+                commit_if_pooled(connection, pooler).await?;
+                Ok(claims)
+            };
+            match store::answered_within(patience, claimed).await {
+                Ok(claims) => break claims,
+                Err(error) if store::is_conflict(&error) && conflicts < store::MOST_CONFLICTS => {
+                    conflicts += 1;
+                    if pooler == Pooler::Transaction {
+                        self.connection = None;
+                    }
+                    store::pause_after_conflict(conflicts).await;
+                }
+                Err(error) => {
                     self.failed(&error).await;
                     return None;
                 }
-                Some(claims)
             }
-            Ok(Err(error)) => {
-                self.failed(&error).await;
-                None
-            }
-            Err(_) => {
-                tracing::warn!(queue, "a claim got no answer, connecting again");
-                self.connection = None;
-                None
-            }
+        };
+        self.node.trouble.is_over();
+        let is_of = |handler: &str| {
+            let mut claimed = claims.messages.iter();
+            claimed.any(|message| Headers::handler_in(&message.headers).as_deref() == Some(handler))
+        };
+        if !claims.messages.is_empty()
+            && let Err(error) = self.node.points.reach(Point::Claimed, is_of).await
+        {
+            self.failed(&error).await;
+            return None;
         }
+        Some(claims)
+    }
+
+    /// How long the database may take to answer. After half a lease what it has claimed could not be
+    /// started any more, and the connection is most likely gone.
+    fn patience(&self) -> Duration {
+        (self.node.settings.lease / 2).min(LONGEST_ANSWER)
+    }
+
+    fn pooler(&self) -> Pooler {
+        self.node.client.pooler()
     }
 
     async fn connect(&mut self) -> Option<&mut PgConnection> {
         if self.connection.is_none() {
+            let pooler = self.pooler();
             let connected = async {
                 let mut connection = PgConnection::connect_with(&self.node.options).await?;
-                queue::prepare_to_claim(&mut connection).await?;
+                if pooler == Pooler::Session {
+                    queue::prepare_to_claim(&mut connection).await?;
+                }
                 Ok::<_, sqlx::Error>(connection)
             };
-            let patience = self.node.settings.lease / 2;
-            match store::answered_within(patience, connected).await {
+            match store::answered_within(self.patience(), connected).await {
                 Ok(connection) => self.connection = Some(connection),
                 Err(error) => {
                     self.failed(&error).await;
@@ -612,7 +650,7 @@ impl Claimer {
 
     async fn failed(&mut self, error: &sqlx::Error) {
         if !self.node.mend(error).await {
-            tracing::warn!(%error, queue = self.queue, "could not claim, connecting again");
+            self.node.trouble.met("claim messages", error);
         }
         self.connection = None;
     }
@@ -620,7 +658,7 @@ impl Claimer {
     async fn close(self) {
         if let Some(connection) = self.connection {
             // The session ends either way; closing it properly only spares the server a log line.
-            let _ = connection.close().await;
+            let _ = tokio::time::timeout(FAREWELL, connection.close()).await;
         }
     }
 }

@@ -30,6 +30,7 @@ impl Plan {
     pub(crate) async fn load(
         connection: &mut PgConnection,
         namespace: &str,
+        is_kept: bool,
     ) -> sqlx::Result<Option<Self>> {
         // One statement, so that version and subscriptions belong together.
         let rows = sqlx::query(
@@ -39,6 +40,7 @@ impl Plan {
              where n.namespace = $1
              group by 1, 2, 3",
         )
+        .persistent(is_kept)
         .bind(namespace)
         .fetch_all(connection)
         .await?;
@@ -89,6 +91,8 @@ pub(crate) struct Completion<'a> {
 pub(crate) struct Emitter<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) producer: &'a str,
+    /// Whether the prepared statement is kept in the session.
+    pub(crate) is_kept: bool,
     pub(crate) idempotency_ms: i64,
 }
 
@@ -160,6 +164,7 @@ pub(crate) async fn emit(
         .map(|event| JsonText(&event.payload))
         .collect();
     let mut query = sqlx::query(AssertSqlSafe(&*text).into_sql_str())
+        .persistent(emitter.is_kept)
         .bind(emitter.namespace)
         .bind(plan.version)
         .bind(emitter.producer)

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
-use super::{Failure, classify, micros, subscriptions::restore_queues};
+use super::{Failure, classify, is_passing, micros, subscriptions::restore_queues};
 
 /// Partitions ahead, subscriptions settled, expired rows forgotten; see `core.maintain`.
 pub(crate) async fn maintain(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<()> {
@@ -103,6 +103,47 @@ async fn drop_expired(
         dropped.push(name);
     }
     Ok(dropped)
+}
+
+/// The same for one partition, within the caller's transaction: what behind a pooler in transaction mode is
+/// possible. Emits wait for it, and it gives up after a moment if it has to wait for them.
+pub(crate) async fn drop_an_expired_partition_within(
+    connection: &mut PgConnection,
+    retention: Duration,
+) -> sqlx::Result<Vec<String>> {
+    let found: Option<(String, String)> = sqlx::query_as(
+        "select name, state from core.expired_partitions($1 * interval '1 microsecond')
+         where state <> 'detach pending' limit 1",
+    )
+    .bind(micros(retention))
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some((name, state)) = found else {
+        return Ok(Vec::new());
+    };
+    let mut savepoint = connection.begin().await?;
+    sqlx::raw_sql("set local lock_timeout = '200ms'")
+        .execute(&mut *savepoint)
+        .await?;
+    let detach = if state == "detached" {
+        String::new()
+    } else {
+        format!("alter table core.event_log detach partition core.{name};")
+    };
+    // Names come from the catalog and match `event_log_YYYY_MM`.
+    let statement = AssertSqlSafe(format!("{detach} drop table core.{name}")).into_sql_str();
+    match sqlx::raw_sql(statement).execute(&mut *savepoint).await {
+        Ok(_) => {
+            savepoint.commit().await?;
+            Ok(vec![name])
+        }
+        Err(error) if is_passing(&error) => {
+            savepoint.rollback().await?;
+            tracing::debug!(%error, partition = name, "could not drop it now, trying again in a minute");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Delivers what new subscriptions are still owed; see `core.settle_subscriptions`.

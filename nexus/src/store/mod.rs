@@ -9,6 +9,7 @@
 //! - [`pg_cron`]: what the server's extension is to fire.
 //! - [`maintenance`]: what has to be done from time to time.
 //! - [`notify`]: the doorbell.
+//! - [`horizon`]: who keeps the server from cleaning up.
 //!
 //! Values are bound, never spliced. The names of queues stand in the text of statements; they come
 //! from `core.queue_name` and hold nothing but `a-z`, `0-9` and `_`.
@@ -16,6 +17,7 @@
 pub(crate) mod dead_letters;
 pub(crate) mod delayed_emits;
 pub(crate) mod event_log;
+pub(crate) mod horizon;
 pub(crate) mod maintenance;
 pub(crate) mod nodes;
 pub(crate) mod notify;
@@ -31,7 +33,9 @@ use jiff::Timestamp;
 use sqlx::{
     Encode, Postgres, Type,
     encode::IsNull,
+    error::DatabaseError,
     postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo},
+    types::Json,
 };
 
 /// JSON text, sent as `jsonb` as it is. `sqlx::types::Json` would parse it again.
@@ -40,13 +44,15 @@ pub(crate) struct JsonText<'a>(pub(crate) &'a str);
 
 impl Type<Postgres> for JsonText<'_> {
     fn type_info() -> PgTypeInfo {
-        PgTypeInfo::with_name("jsonb")
+        // By its id: sqlx looks a name up in the middle of a statement, which an unnamed one does not
+        // survive.
+        <Json<()> as Type<Postgres>>::type_info()
     }
 }
 
 impl PgHasArrayType for JsonText<'_> {
     fn array_type_info() -> PgTypeInfo {
-        PgTypeInfo::with_name("_jsonb")
+        <Json<()> as PgHasArrayType>::array_type_info()
     }
 }
 
@@ -85,7 +91,10 @@ pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
 pub(crate) fn classify(error: &sqlx::Error) -> Failure {
     let code = match error {
         sqlx::Error::Database(error) => error.code(),
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => {
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::BeginFailed => {
             return Failure::Transient;
         }
         _ => return Failure::Final,
@@ -106,6 +115,125 @@ pub(crate) fn classify(error: &sqlx::Error) -> Failure {
             Failure::Transient
         }
         _ => Failure::Final,
+    }
+}
+
+/// A deadlock or a serialization failure: the transaction was rolled back, and the same may succeed at
+/// once.
+pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
+    is_conflict_code(code(error).as_deref())
+}
+
+fn is_conflict_code(code: Option<&str>) -> bool {
+    matches!(code, Some("40001" | "40P01"))
+}
+
+/// The server takes no writes: a standby, or a primary that has become one.
+pub(crate) fn is_read_only(error: &sqlx::Error) -> bool {
+    code(error).as_deref() == Some("25006")
+}
+
+/// An earlier statement of the transaction has failed.
+pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
+    code(error).as_deref() == Some("25P02")
+}
+
+/// Nobody knows whether the statement was executed: the connection was lost, or gave no answer.
+pub(crate) fn is_unanswered(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed)
+}
+
+/// The database is away, or the way to it; nobody else's statements will do any better.
+pub(crate) fn is_away(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut => true,
+        error => code(error).is_some_and(|code| {
+            code.starts_with("08")
+                || code.starts_with("57P")
+                || code.starts_with("53")
+                || code == "25006"
+        }),
+    }
+}
+
+pub(crate) fn code(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
+    error.as_database_error()?.code()
+}
+
+/// What an error of the database in an error's chain of sources says, whoever wrapped it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// See [`is_conflict`].
+    Conflict,
+    /// See [`is_read_only`].
+    ReadOnly,
+    /// A connection was lost; whose, only a look at ours can tell.
+    Lost,
+    /// Something else, or no error of a database.
+    Other,
+}
+
+/// Looks for an error of the database in the chain of sources.
+pub(crate) fn blame(error: &(dyn StdError + 'static)) -> Blame {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+            if is_unanswered(error) {
+                return Blame::Lost;
+            }
+            if let Some(code) = code(error) {
+                return blame_code(&code);
+            }
+        }
+        // The sqlx error itself is hidden if `anyhow` has wrapped it without context.
+        if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>()
+            && let Some(code) = error.code()
+        {
+            return blame_code(&code);
+        }
+        if error.is::<std::io::Error>() {
+            return Blame::Lost;
+        }
+        next = error.source();
+    }
+    Blame::Other
+}
+
+fn blame_code(code: &str) -> Blame {
+    match code {
+        code if is_conflict_code(Some(code)) => Blame::Conflict,
+        "25006" => Blame::ReadOnly,
+        code if code.starts_with("08") || code.starts_with("57P") => Blame::Lost,
+        _ => Blame::Other,
+    }
+}
+
+/// How often work is repeated at once that met a deadlock or a serialization failure.
+pub(crate) const MOST_CONFLICTS: u32 = 5;
+
+/// A short pause before work is repeated after a conflict, of random length, so that those who met do not
+/// meet again.
+pub(crate) async fn pause_after_conflict(conflicts: u32) {
+    let most = 10_000 * u64::from(conflicts.max(1));
+    tokio::time::sleep(Duration::from_micros(fastrand::u64(500..=most))).await;
+}
+
+/// Does work that leaves nothing behind when it fails, and repeats it at once, a few times, while it meets
+/// deadlocks and serialization failures.
+pub(crate) async fn despite_conflicts<T, F: Future<Output = sqlx::Result<T>>>(
+    mut work: impl FnMut() -> F,
+) -> sqlx::Result<T> {
+    let mut conflicts = 0;
+    loop {
+        // On the heap: work that is repeated is large.
+        match Box::pin(work()).await {
+            Err(error) if is_conflict(&error) && conflicts < MOST_CONFLICTS => {
+                conflicts += 1;
+                tracing::debug!(%error, conflicts, "a conflict, trying again at once");
+                pause_after_conflict(conflicts).await;
+            }
+            done => return done,
+        }
     }
 }
 
@@ -152,4 +280,69 @@ pub(crate) fn timestamp(micros: i64) -> Timestamp {
 /// A duration in microseconds, to be bound as `$n * interval '1 microsecond'`.
 pub(crate) fn micros(duration: std::time::Duration) -> i64 {
     duration.as_micros().try_into().unwrap_or(i64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Refused(&'static str);
+
+    impl std::fmt::Display for Refused {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "refused with {}", self.0)
+        }
+    }
+
+    impl StdError for Refused {}
+
+    impl DatabaseError for Refused {
+        fn message(&self) -> &'static str {
+            "refused"
+        }
+
+        fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
+    }
+
+    fn refused(code: &'static str) -> sqlx::Error {
+        sqlx::Error::Database(Box::new(Refused(code)))
+    }
+
+    #[test]
+    fn finds_the_error_of_the_database_whoever_wrapped_it() {
+        type Boxed = Box<dyn StdError + Send + Sync>;
+        let plain: Boxed = refused("40P01").into();
+        assert_eq!(blame(&*plain), Blame::Conflict);
+        let wrapped: Boxed = anyhow::Error::from(refused("40001")).into();
+        assert_eq!(blame(&*wrapped), Blame::Conflict);
+        let told: Boxed = anyhow::Error::from(refused("25006"))
+            .context("booking")
+            .into();
+        assert_eq!(blame(&*told), Blame::ReadOnly);
+        let lost: Boxed = anyhow::Error::from(no_answer()).context("booking").into();
+        assert_eq!(blame(&*lost), Blame::Lost);
+        let other: Boxed = refused("23505").into();
+        assert_eq!(blame(&*other), Blame::Other);
+        let text: Boxed = "40P01".into();
+        assert_eq!(blame(&*text), Blame::Other);
+    }
 }

@@ -1,7 +1,7 @@
 //! Nodes and builds: who runs which version of which app.
 
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, SqlSafeStr};
 
 use super::JsonText;
 
@@ -182,6 +182,31 @@ pub(crate) async fn beat(
         (false, true) => Beat::Fenced,
         (false, false) => Beat::Forgotten,
     })
+}
+
+/// Whether a newer boot has taken the node's id.
+pub(crate) async fn is_fenced(
+    connection: &mut PgConnection,
+    node_id: &str,
+    epoch: i64,
+) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select exists (select from core.nodes where node_id = $1 and epoch > $2)")
+        .bind(node_id)
+        .bind(epoch)
+        .fetch_one(connection)
+        .await
+}
+
+/// Ends a transaction that has failed, and asks whether the server takes no writes: a standby, or one that was
+/// made to take none.
+pub(crate) async fn is_read_only_after_rollback(
+    connection: &mut PgConnection,
+) -> sqlx::Result<bool> {
+    // One message, so that behind a pooler both are answered by the same server.
+    let asked = sqlx::raw_sql(
+        "rollback; select pg_is_in_recovery() or current_setting('default_transaction_read_only')::bool",
+    );
+    Ok(connection.fetch_one(asked).await?.get(0))
 }
 
 /// Forgets a node that has stopped, unless a newer boot has taken its id.

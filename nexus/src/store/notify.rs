@@ -19,6 +19,9 @@ pub(crate) async fn prepare_to_ring(connection: &mut PgConnection) -> sqlx::Resu
         .map(drop)
 }
 
+/// The same for one transaction.
+pub(crate) const TO_RING: &str = "set local synchronous_commit = off";
+
 /// Tells every process that listens that the queues have news.
 pub(crate) async fn ring(
     connection: &mut PgConnection,

@@ -179,12 +179,12 @@ pub(crate) async fn prepare_to_claim(connection: &mut PgConnection) -> sqlx::Res
         .map(drop)
 }
 
-/// The same for the transaction.
+/// The same for one transaction.
+pub(crate) const TO_CLAIM: &str = "set local enable_seqscan = off; set local jit = off";
+
+/// Prepares the transaction in the same way.
 pub(crate) async fn walk_the_index(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::raw_sql("set local enable_seqscan = off; set local jit = off")
-        .execute(connection)
-        .await
-        .map(drop)
+    sqlx::raw_sql(TO_CLAIM).execute(connection).await.map(drop)
 }
 
 /// Extends leases and returns the messages that are still ours.

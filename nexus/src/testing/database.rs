@@ -1,7 +1,6 @@
 use std::{
     fmt,
     panic::Location,
-    str::FromStr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
@@ -11,10 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use sqlx::{
-    PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{PgPool, postgres::PgPoolOptions};
 
 use super::{
     KIT,
@@ -22,7 +18,7 @@ use super::{
     settled::PATIENCE,
 };
 use crate::{
-    client::{Bell, Client, Limits},
+    client::{Bell, Client, Database, Limits},
     runtime::{Leases, Node, Points},
 };
 
@@ -162,11 +158,12 @@ impl TestDatabase {
 
     /// A client for what the kit looks at.
     pub(super) fn client(&self, namespace: &str) -> Client {
-        let options =
-            PgConnectOptions::from_str(self.url()).expect("the kit makes URLs that can be read");
-        let bell = Bell::start(options, namespace);
+        let database = Database::from_url(self.url(), "the test kit")
+            .expect("the kit makes URLs that can be read");
+        let bell = Bell::start(&database, namespace);
         let pool = self.shared_pool().clone();
-        Client::new(pool, namespace, "test-kit", Limits::default(), bell)
+        let limits = Limits::default();
+        Client::new(&database, pool, namespace, "test-kit", limits, bell)
     }
 
     /// The time by the clock of the database.

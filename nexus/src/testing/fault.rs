@@ -26,9 +26,10 @@ impl Fault {
         Self::new(place.into(), Deed::Fail)
     }
 
-    /// The handler panics at a checkpoint.
-    pub fn panic(checkpoint: &str) -> Self {
-        Self::new(checkpoint.into(), Deed::Panic)
+    /// At a checkpoint: the handler panics. At a [`Point`]: the loop of the runtime does that is there,
+    /// and is started again.
+    pub fn panic(place: impl Into<Place>) -> Self {
+        Self::new(place.into(), Deed::Panic)
     }
 
     /// The node dies: see [`TestApp::crash`].
@@ -109,11 +110,10 @@ impl TestApp {
         self.arm(Fault::fail(place))
     }
 
-    /// Lets a handler panic at a checkpoint, once: [`Fault::panic`].
+    /// Lets a handler panic at a checkpoint, or a loop of the runtime at a point, once: [`Fault::panic`].
     #[track_caller]
-    #[expect(clippy::must_use_candidate, reason = "it is armed all the same")]
-    pub fn panic_at(&self, checkpoint: &str) -> Armed {
-        self.arm(Fault::panic(checkpoint))
+    pub fn panic_at(&self, place: impl Into<Place>) -> Armed {
+        self.arm(Fault::panic(place))
     }
 
     /// Lets the node die at a place: see [`crash`](Self::crash).

@@ -342,7 +342,7 @@ impl TestApp {
         let alone = isolated::run(&self.running().node, route, deliveries, keeps);
         // A crash that is armed ends it as well.
         let life = self.member.points.alive();
-        match life.run_until_cancelled(alone).await {
+        match Box::pin(life.run_until_cancelled(alone)).await {
             Some((ended, rejected, emits)) => Ran {
                 ended,
                 rejected,

@@ -1,9 +1,12 @@
 //! Connections that break or fall silent.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::IntoFuture,
+    time::{Duration, Instant},
+};
 
-use nexus::prelude::*;
-use nexus_tests::until;
+use nexus::{Client, Database, EmitError, prelude::*};
+use nexus_tests::{until, within};
 
 use crate::{
     Order, Saw, Test, order, orders,
@@ -123,6 +126,137 @@ async fn a_verdict_whose_answer_was_lost_is_not_counted_as_lost() {
     proxy.state.send(Line::Up).unwrap();
     until("the node is idle", || async { app.idle().await.ok() }).await;
     assert_eq!(app.stats()[0].lost, 0, "{:?}", app.stats());
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn whoever_asks_a_silent_database_is_told_so_after_a_while() {
+    let test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let database = Database::from_url(&proxy.url, "the test").unwrap();
+    let client = Client::connect(&database, "demo").await.unwrap();
+    client.emit(&order(1, "")).await.unwrap();
+    let mut tx = client.begin().await.unwrap();
+    tx.emit(&order(2, "")).unwrap();
+    proxy.state.send(Line::Silent).unwrap();
+    let impatient = database.connect_timeout(Duration::from_secs(1));
+    let (third, letters, schedules, begun, committed, connected) = within(
+        "all are answered",
+        Box::pin(async {
+            let third = order(3, "");
+            tokio::join!(
+                client.emit(&third).into_future(),
+                client.dead_letters("default", 1),
+                client.schedules(),
+                client.begin(),
+                tx.commit(),
+                Client::connect(&impatient, "demo"),
+            )
+        }),
+    )
+    .await;
+    assert!(matches!(third, Err(EmitError::Connect(_))), "{third:?}");
+    assert!(letters.is_err() && schedules.is_err() && begun.is_err());
+    // The events of the transaction were to be stored, its commit was not sent.
+    assert!(
+        matches!(
+            committed,
+            Err(EmitError::Append { .. } | EmitError::Unknown(_))
+        ),
+        "{committed:?}"
+    );
+    let error = connected.unwrap_err().to_string();
+    assert!(
+        error.contains("is not usable after 1s of waiting"),
+        "{error}"
+    );
+    proxy.state.send(Line::Up).unwrap();
+    let fourth = order(4, "");
+    within("it answers again", client.emit(&fourth).into_future())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn pooled_connections_that_fell_silent_cost_nobody_an_emit() {
+    let test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let database = Database::from_url(&proxy.url, "the test").unwrap();
+    let client = Client::connect(&database, "demo").await.unwrap();
+    let events = orders(4);
+    let emit_all = || async {
+        let emits = events.iter().map(|event| client.emit(event).into_future());
+        within("all are answered", futures_util::future::join_all(emits)).await
+    };
+    for emitted in emit_all().await {
+        emitted.unwrap();
+    }
+    proxy.state.send(Line::Hole).unwrap();
+    for emitted in emit_all().await {
+        emitted.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_emit_whose_answer_was_lost_says_that_its_fate_is_unknown() {
+    let test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let database = Database::from_url(&proxy.url, "the test").unwrap();
+    let client = Client::connect(&database, "demo").await.unwrap();
+    client.emit(&order(1, "")).await.unwrap();
+    sqlx::raw_sql(
+        "create function sleep() returns trigger language plpgsql as
+             $$ begin perform pg_sleep(0.5); return new; end $$;
+         create trigger slow before insert on core.event_log
+             for each row execute function sleep()",
+    )
+    .execute(&test.pool)
+    .await
+    .unwrap();
+    let event = order(2, "");
+    let emitting = client.emit(&event).into_future();
+    let broken = async {
+        until("the event is being stored", || async {
+            let sleeping: i64 = sqlx::query_scalar(
+                "select count(*) from pg_stat_activity
+                 where datname = current_database() and wait_event = 'PgSleep'",
+            )
+            .fetch_one(&test.pool)
+            .await
+            .unwrap();
+            (sleeping == 1).then_some(())
+        })
+        .await;
+        proxy.state.send(Line::Down).unwrap();
+    };
+    let (emitted, ()) = tokio::join!(emitting, broken);
+    assert!(matches!(emitted, Err(EmitError::Unknown(_))), "{emitted:?}");
+}
+
+#[tokio::test]
+async fn a_node_goes_on_once_a_silent_database_answers_again() {
+    let test = Test::new().await;
+    let proxy = Proxy::new(&test.database).await;
+    let app = test
+        .app(["has_an_effect", "counts_sides"])
+        .database_url(&proxy.url)
+        .lease(Duration::from_secs(2));
+    let app = nexus::start(app).await.unwrap();
+    test.client().await.emit_all(&orders(300)).await.unwrap();
+    for (line, share) in [(Line::Silent, 50), (Line::Hole, 100), (Line::Down, 150)] {
+        until("some are handled", || async {
+            (test.numbers("sides").await.len() >= share).then_some(())
+        })
+        .await;
+        proxy.state.send(line).unwrap();
+        // Long enough for leases to end.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        proxy.state.send(Line::Up).unwrap();
+    }
+    until("all is settled", || async { app.idle().await.ok() }).await;
+    let all: Vec<i64> = (0..300).collect();
+    assert_eq!(test.numbers("effects").await, all);
+    assert_eq!(test.numbers("sides").await, all);
     stop(app).await;
 }
 

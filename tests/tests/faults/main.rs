@@ -4,10 +4,22 @@
 //! - [`transactions`]: transactions that end otherwise than planned,
 //! - [`limits`]: what is too large, or refused by the server,
 //! - [`connections`]: connections that break or fall silent, by way of a [`proxy`],
+//! - [`conflicts`]: deadlocks, serialization failures, and errors that a handler keeps to itself,
+//! - [`failover`]: a server that takes no writes, or is not there yet,
+//! - [`fencing`]: what a worker cannot do any more that has lost its lease,
+//! - [`horizon`]: whoever keeps the server from cleaning up,
+//! - [`liveness`]: nodes that are busy, blocked or dead,
+//! - [`panics`]: panics of nexus itself,
 //! - [`races`]: who comes or looks while events flow.
 
+mod conflicts;
 mod connections;
+mod failover;
+mod fencing;
+mod horizon;
 mod limits;
+mod liveness;
+mod panics;
 mod proxy;
 mod races;
 mod sharing;

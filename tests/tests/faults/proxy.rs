@@ -18,6 +18,8 @@ pub(crate) enum Line {
     Up,
     /// Connections stay open and nothing comes through.
     Silent,
+    /// Connections that are there fall silent for good; new ones are passed on.
+    Hole,
     /// Connections are broken and refused.
     Down,
 }
@@ -76,8 +78,10 @@ async fn pass_on(
         _ = copy_bidirectional(&mut from, &mut to) => return,
         state = changed => state,
     };
-    if state == Line::Silent {
+    match state {
         // Both ends stay open, and nothing is read any more.
-        let _ = line.changed().await;
+        Line::Silent => drop(line.changed().await),
+        Line::Hole => std::future::pending().await,
+        Line::Up | Line::Down => {}
     }
 }

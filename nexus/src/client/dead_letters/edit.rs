@@ -8,7 +8,7 @@ use super::{
     redrive::{Job, signature},
 };
 use crate::{
-    client::{Client, OperateError, operate::failed},
+    client::{Client, OperateError},
     event::{EncodeError, Event, Misfit, PayloadProblem, check_payload, encode},
     store::dead_letters,
 };
@@ -158,11 +158,16 @@ async fn checked(
 ) -> Result<String, EditError> {
     let doing = "look at a dead letter";
     let queue = client.queue_of(group).await?;
-    let acquired = client.pool().acquire().await;
-    let mut connection = acquired.map_err(failed(doing))?;
-    let letter = dead_letters::editable(&mut connection, client.namespace(), group, &queue, id)
-        .await
-        .map_err(failed(doing))?
+    let looked = async {
+        let mut connection = client.lend().await?;
+        let namespace = client.namespace();
+        let letter = dead_letters::editable(&mut connection, namespace, group, &queue, id).await?;
+        connection.give_back().await?;
+        Ok(letter)
+    };
+    let letter = client
+        .asked(doing, looked)
+        .await?
         .ok_or_else(|| EditError::NoSuchLetter {
             group: group.to_owned(),
             id,

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::DeadLetterFilter;
 use crate::{
-    client::{Client, OperateError, operate::failed},
+    client::{Client, OperateError},
     event::PastError,
     store::dead_letters::{self, Before, Stored},
 };
@@ -228,24 +228,29 @@ impl<'a> IntoFuture for DeadLetters<'a> {
                 after,
             } = self;
             client.queue_of(group).await?;
-            let mut connection = client.pool().acquire().await.map_err(failed(doing))?;
             let before = after.map(|cursor| Before {
                 failed_at_micros: cursor.failed_at_micros,
                 msg_id: cursor.id,
             });
             // As large as bodies in queues may be.
             let most = client.limits().payload_bytes.saturating_add(64 * 1024);
-            let stored = dead_letters::list(
-                &mut connection,
-                client.namespace(),
-                group,
-                &filter.json(),
-                limit.into(),
-                before,
-                i64::try_from(most).unwrap_or(i64::MAX),
-            )
-            .await
-            .map_err(failed(doing))?;
+            let filter = filter.json();
+            let listed = async {
+                let mut connection = client.lend().await?;
+                let stored = dead_letters::list(
+                    &mut connection,
+                    client.namespace(),
+                    group,
+                    &filter,
+                    limit.into(),
+                    before,
+                    i64::try_from(most).unwrap_or(i64::MAX),
+                )
+                .await?;
+                connection.give_back().await?;
+                Ok(stored)
+            };
+            let stored = client.asked(doing, listed).await?;
             Ok(stored
                 .into_iter()
                 .map(|letter| DeadLetter::new(group, letter))
@@ -342,10 +347,13 @@ impl Client {
     ) -> Result<Vec<DeadLetterCause>, OperateError> {
         let doing = "count dead letters";
         let filter = filter.into().json();
-        let mut connection = self.pool().acquire().await.map_err(failed(doing))?;
-        let causes = dead_letters::summary(&mut connection, self.namespace(), &filter)
-            .await
-            .map_err(failed(doing))?;
+        let counted = async {
+            let mut connection = self.lend().await?;
+            let causes = dead_letters::summary(&mut connection, self.namespace(), &filter).await?;
+            connection.give_back().await?;
+            Ok(causes)
+        };
+        let causes = self.asked(doing, counted).await?;
         Ok(causes
             .into_iter()
             .map(|cause| DeadLetterCause {

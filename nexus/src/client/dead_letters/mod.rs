@@ -19,9 +19,7 @@ pub use list::{
 pub use purge::{Purge, Purged};
 pub use redrive::{LeftLetters, LeftWhy, Redrive, Redriven, RedrivenHandler};
 
-use sqlx::PgConnection;
-
-use super::{Client, OperateError, operate::failed};
+use super::{ANSWER, Client, Lent, OperateError, operate::failed};
 use crate::store::{
     self, Failure,
     dead_letters::{self, Horizon},
@@ -48,17 +46,18 @@ impl Again {
         &mut self,
         error: sqlx::Error,
         client: &Client,
-        connection: &mut PgConnection,
+        connection: &mut Lent,
     ) -> sqlx::Result<()> {
         let code = error
             .as_database_error()
             .and_then(sqlx::error::DatabaseError::code);
         if matches!(code.as_deref(), Some("40P01" | "40001")) && self.deadlocks < DEADLOCKS {
             self.deadlocks += 1;
-            return Ok(());
+            return connection.restart().await;
         }
         if store::classify(&error) == Failure::MissingTable && !self.is_mended {
             self.is_mended = true;
+            connection.restart().await?;
             maintenance::mend(connection, client.namespace(), &error).await?;
             return Ok(());
         }
@@ -67,14 +66,10 @@ impl Again {
 }
 
 /// Where a redrive or a purge that begins now ends.
-async fn horizon(
-    client: &Client,
-    connection: &mut PgConnection,
-    queue: &str,
-) -> sqlx::Result<Horizon> {
+async fn horizon(client: &Client, connection: &mut Lent, queue: &str) -> sqlx::Result<Horizon> {
     let mut again = Again::default();
     loop {
-        match dead_letters::horizon(connection, queue).await {
+        match store::answered_within(ANSWER, dead_letters::horizon(connection, queue)).await {
             Ok(horizon) => return Ok(horizon),
             Err(error) => again.after(error, client, connection).await?,
         }

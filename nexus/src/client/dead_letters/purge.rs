@@ -4,8 +4,8 @@ use futures_util::future::BoxFuture;
 
 use super::{Again, BATCH, DeadLetterFilter, horizon, interrupted};
 use crate::{
-    client::{Client, OperateError, operate::failed},
-    store::dead_letters,
+    client::{ANSWER, Client, OperateError, operate::failed},
+    store::{self, dead_letters},
 };
 
 /// What a purge has done, or would do.
@@ -56,7 +56,8 @@ impl<'a> IntoFuture for Purge<'a> {
             } = self;
             let namespace = client.namespace();
             let queue = client.queue_of(group).await?;
-            let mut connection = client.pool().acquire().await.map_err(failed(DOING))?;
+            let lent = store::answered_within(ANSWER, client.lend()).await;
+            let mut connection = lent.map_err(failed(DOING))?;
             let horizon = horizon(client, &mut connection, &queue)
                 .await
                 .map_err(failed(DOING))?;
@@ -65,7 +66,8 @@ impl<'a> IntoFuture for Purge<'a> {
             for filter in filter.pieces(BATCH.unsigned_abs() as usize) {
                 if is_dry {
                     let count = dead_letters::count(&mut connection, namespace, group, &filter);
-                    letters += count.await.map_err(failed(DOING))?.unsigned_abs();
+                    let count = store::answered_within(ANSWER, count).await;
+                    letters += count.map_err(failed(DOING))?.unsigned_abs();
                     continue;
                 }
                 let mut again = Again::default();
@@ -78,9 +80,15 @@ impl<'a> IntoFuture for Purge<'a> {
                         BATCH,
                         until,
                     );
-                    match batch.await {
+                    match store::answered_within(ANSWER, batch).await {
                         Ok(0) => break,
-                        Ok(batch) => letters += batch.unsigned_abs(),
+                        Ok(batch) => {
+                            connection
+                                .commit()
+                                .await
+                                .map_err(interrupted(DOING, letters))?;
+                            letters += batch.unsigned_abs();
+                        }
                         Err(error) => again
                             .after(error, client, &mut connection)
                             .await
@@ -88,6 +96,10 @@ impl<'a> IntoFuture for Purge<'a> {
                     }
                 }
             }
+            connection
+                .give_back()
+                .await
+                .map_err(interrupted(DOING, if is_dry { 0 } else { letters }))?;
             if !is_dry && letters > 0 {
                 tracing::info!(group, letters, "purged dead letters");
             }

@@ -5,8 +5,9 @@ use jiff::Timestamp;
 
 use super::{Again, BATCH, DeadLetterFilter, horizon, interrupted};
 use crate::{
-    client::{Client, OperateError, operate::failed},
+    client::{ANSWER, Client, Lent, OperateError, operate::failed},
     store::{
+        self,
         dead_letters::{self, Horizon, Manner, Outcome},
         timestamp,
     },
@@ -254,7 +255,7 @@ impl Job<'_> {
         mut progress: Option<Progress<'_>>,
     ) -> Result<Redriven, OperateError> {
         let queue = self.client.queue_of(self.group).await?;
-        let acquired = self.client.pool().acquire().await;
+        let acquired = store::answered_within(ANSWER, self.client.lend()).await;
         let mut connection = acquired.map_err(failed(DOING))?;
         let horizon = horizon(self.client, &mut connection, &queue)
             .await
@@ -272,6 +273,10 @@ impl Job<'_> {
                     if batch.is_empty() {
                         break;
                     }
+                    connection
+                        .commit()
+                        .await
+                        .map_err(interrupted(DOING, redriven.messages))?;
                     for outcome in batch {
                         redriven.add(outcome);
                     }
@@ -295,8 +300,8 @@ impl Job<'_> {
             let done = redriven.messages;
             let most = self.limit.map(|limit| room(limit, done));
             let (namespace, group) = (self.client.namespace(), self.group);
-            let plan =
-                dead_letters::plan_redrive(&mut connection, namespace, group, filter, most).await;
+            let plan = dead_letters::plan_redrive(&mut connection, namespace, group, filter, most);
+            let plan = store::answered_within(ANSWER, plan).await;
             let outcomes = plan.map_err(interrupted(DOING, if self.is_dry { 0 } else { done }))?;
             let is_told =
                 |outcome: &Outcome| self.is_dry || !matches!(&*outcome.what, "redrive" | "adopt");
@@ -304,6 +309,11 @@ impl Job<'_> {
                 redriven.add(outcome);
             }
         }
+        let given_back = connection.give_back().await;
+        given_back.map_err(interrupted(
+            DOING,
+            if self.is_dry { 0 } else { redriven.messages },
+        ))?;
         redriven
             .handlers
             .sort_by_key(|handler| std::cmp::Reverse(handler.messages));
@@ -324,7 +334,7 @@ impl Job<'_> {
 
     async fn batch(
         &self,
-        connection: &mut sqlx::PgConnection,
+        connection: &mut Lent,
         filter: &str,
         horizon: Horizon,
         done: u64,
@@ -346,7 +356,7 @@ impl Job<'_> {
         loop {
             let batch =
                 dead_letters::redrive(connection, namespace, group, filter, manner, limit, done);
-            match batch.await {
+            match store::answered_within(ANSWER, batch).await {
                 Ok(batch) => return Ok(batch),
                 Err(error) => again.after(error, self.client, connection).await?,
             }

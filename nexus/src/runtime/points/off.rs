@@ -57,5 +57,7 @@ impl Points {
 
     pub(crate) fn disturbed(&self, _message: &Message, _why: &str) {}
 
+    pub(crate) fn conflicted(&self, _message: &Message, _error: &crate::Error) {}
+
     pub(crate) fn lost(&self, _message: &Message) {}
 }

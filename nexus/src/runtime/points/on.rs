@@ -75,6 +75,12 @@ pub enum Ended {
         /// What happened.
         why: String,
     },
+    /// The transaction met a deadlock or a serialization failure; the handler is called again at once,
+    /// and it counts as no attempt.
+    Conflicted {
+        /// The error with its sources.
+        error: String,
+    },
     /// The node stops and has given the message back.
     GivenBack,
     /// Its result did not count: the lease was lost meanwhile.
@@ -187,7 +193,8 @@ impl Points {
         match self.spring(&Place::Runtime(point), is_of) {
             None => Ok(()),
             Some(Deed::Crash) => match self.die().await {},
-            Some(Deed::Fail | Deed::Panic) => Err(sqlx::Error::Io(std::io::Error::new(
+            Some(Deed::Panic) => panic!("panicked at `{point:?}`, as the test asked"),
+            Some(Deed::Fail) => Err(sqlx::Error::Io(std::io::Error::new(
                 std::io::ErrorKind::ConnectionReset,
                 format!("the connection was lost at `{point:?}`, as the test asked"),
             ))),
@@ -244,6 +251,11 @@ impl Points {
     pub(crate) fn disturbed(&self, message: &Message, why: &str) {
         let why = why.to_owned();
         self.end(message, || Ended::Disturbed { why });
+    }
+
+    pub(crate) fn conflicted(&self, message: &Message, error: &Error) {
+        let error = error.to_string();
+        self.end(message, || Ended::Conflicted { error });
     }
 
     pub(crate) fn lost(&self, message: &Message) {

@@ -45,7 +45,11 @@ async fn learn(_fact: FactFound) {}
 #[handler]
 async fn hear(_sent: ForeignSent) {}
 
-/// Runs as many cases as take a few seconds; `case` gets a connection in a transaction.
+/// Runs as many cases; each gets a connection in a transaction.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "closures are passed where they are written"
+)]
 fn check<S: Strategy<Value: Debug>>(
     cases: u32,
     strategy: &S,
@@ -57,7 +61,7 @@ fn check<S: Strategy<Value: Debug>>(
         .build()
         .unwrap();
     let connection = runtime.block_on(PgConnection::connect(url)).unwrap();
-    let connection = std::cell::RefCell::new(connection);
+    let connection = tokio::sync::Mutex::new(connection);
     // A failure is reported with the case, there is no file to keep.
     let config = Config {
         cases,
@@ -66,7 +70,7 @@ fn check<S: Strategy<Value: Debug>>(
     };
     let checked = TestRunner::new(config).run(strategy, |value| {
         runtime.block_on(async {
-            let mut connection = connection.borrow_mut();
+            let mut connection = connection.lock().await;
             let mut tx = connection.begin().await.unwrap();
             let result = case(&mut tx, value).await;
             tx.rollback().await.unwrap();
@@ -124,7 +128,9 @@ async fn is_accepted(connection: &mut PgConnection, namespace: &str, group: &str
         .await;
     let code = match &accepted {
         Ok(_) => None,
-        Err(error) => error.as_database_error().and_then(|error| error.code()),
+        Err(error) => error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code),
     };
     // Anything else is no answer.
     assert!(

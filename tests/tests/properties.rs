@@ -254,8 +254,9 @@ async fn message_of(connection: &mut PgConnection, handler: &str) -> Option<Row>
 fn what_is_emitted_is_what_arrives() {
     let app = block_on(TestApp::without_workers(App::discover()));
     let client = app.client();
-    let optional = || prop::option::of(texts());
-    let cases = (facts(), optional(), optional());
+    let correlation = prop::option::of(texts());
+    let trace = prop::option::of("00-[0-9a-f]{31}1-[0-9a-f]{15}1-0[01]");
+    let cases = (facts(), correlation, trace);
     let url = app.database().url();
     check(
         400,

@@ -181,6 +181,8 @@ fn exponential(bounds: &str) -> Result<Backoff, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ms(text: &str) -> u128 {
@@ -217,6 +219,33 @@ mod tests {
         ] {
             let error = parse_duration(text).unwrap_err();
             assert!(error.contains(part), "{text:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_duration_is_read_as_it_is_written(ms in 1..=365 * 86_400_000_u64, blanks in any::<bool>()) {
+            let (mut rest, mut parts) = (ms, Vec::new());
+            for (unit, length) in UNITS {
+                if rest >= length {
+                    parts.push(format!("{}{unit}", rest / length));
+                    rest %= length;
+                }
+            }
+            let text = parts.join(if blanks { "  " } else { "" });
+            prop_assert_eq!(parse_duration(&text), Ok(Duration::from_millis(ms)));
+            let backoff = Backoff { first: Duration::from_millis(ms), max: Duration::from_millis(ms) };
+            prop_assert_eq!(parse_backoff(&format!("fixed({text})")), Ok(backoff));
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in "\\PC{0,40}", near in "[0-9dhms ().,a-z]{0,40}") {
+            for text in [text, near] {
+                if let Ok(duration) = parse_duration(&text) {
+                    prop_assert!(!duration.is_zero() && duration <= LONGEST);
+                }
+                let _ = parse_backoff(&text);
+            }
         }
     }
 

@@ -57,9 +57,14 @@ impl RetryPolicy {
     /// Attempts count from 1.
     #[must_use]
     pub fn delay_after(&self, attempt: u32) -> Duration {
-        let doublings = attempt.saturating_sub(1).min(63);
-        self.first
-            .saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX))
+        // After 95 doublings a nanosecond is longer than any duration.
+        let doublings = attempt.saturating_sub(1).min(95);
+        (0..doublings)
+            .try_fold(self.first, |delay, _| {
+                let doubled = delay.checked_mul(2).filter(|doubled| *doubled < self.max);
+                doubled.ok_or(self.max)
+            })
+            .unwrap_or_else(|ceiling| ceiling)
             .min(self.max)
     }
 
@@ -67,7 +72,9 @@ impl RetryPolicy {
     /// together. `random` is in `0.0..1.0`.
     #[must_use]
     pub(crate) fn jittered_delay_after(&self, attempt: u32, random: f64) -> Duration {
-        self.delay_after(attempt).mul_f64(0.8 + 0.4 * random)
+        let delay = self.delay_after(attempt);
+        // The largest durations cannot be made longer.
+        Duration::try_from_secs_f64(delay.as_secs_f64() * (0.8 + 0.4 * random)).unwrap_or(delay)
     }
 
     pub(crate) fn with_backoff(self, first: Duration, max: Duration) -> Self {
@@ -84,6 +91,8 @@ impl RetryPolicy {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -92,6 +101,45 @@ mod tests {
         let delays: Vec<u64> = (1..=12).map(|n| policy.delay_after(n).as_secs()).collect();
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]);
         assert_eq!(policy.delay_after(u32::MAX), Duration::from_mins(10));
+    }
+
+    /// Any policy, also of the shortest and longest durations.
+    fn policies() -> impl Strategy<Value = RetryPolicy> {
+        let durations = || {
+            prop_oneof![
+                any::<Duration>(),
+                (0_u64..1 << 40).prop_map(Duration::from_millis),
+                Just(Duration::ZERO),
+                Just(Duration::from_nanos(1)),
+                Just(Duration::MAX),
+            ]
+        };
+        (durations(), durations(), any::<u32>())
+            .prop_map(|(first, max, attempts)| RetryPolicy::exponential(first, max, attempts))
+    }
+
+    proptest! {
+        #[test]
+        fn any_policy_doubles_to_its_ceiling(policy in policies(), attempt in prop_oneof![1..100_u32, any::<u32>()]) {
+            let delay = policy.delay_after(attempt);
+            let next = policy.delay_after(attempt.saturating_add(1));
+            prop_assert!(policy.first <= delay && delay <= next && next <= policy.max);
+            prop_assert!(next == policy.max || next == delay * 2 || attempt == 0 || attempt == u32::MAX);
+            if !policy.first.is_zero() {
+                prop_assert_eq!(policy.delay_after(u32::MAX), policy.max);
+            }
+        }
+
+        #[test]
+        fn jitter_stays_within_a_fifth_of_any_delay(
+            policy in policies(), attempt in any::<u32>(), random in 0.0..1.0_f64
+        ) {
+            let delay = policy.delay_after(attempt).as_secs_f64();
+            let jittered = policy.jittered_delay_after(attempt, random).as_secs_f64();
+            // A nanosecond cannot be divided.
+            let rounded = 1e-9 + delay * 1e-9;
+            prop_assert!((jittered - delay).abs() <= delay * 0.2 + rounded, "{jittered} of {delay}");
+        }
     }
 
     #[test]

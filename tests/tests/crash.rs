@@ -39,13 +39,25 @@ fn wait_for(victim: &mut Child, wanted: &str) {
 }
 
 async fn prepare(database: &TestDatabase, works: &[(i64, &str)]) -> sqlx::PgPool {
+    prepare_for("work", database, works).await
+}
+
+async fn prepare_for(
+    handler: &str,
+    database: &TestDatabase,
+    works: &[(i64, &str)],
+) -> sqlx::PgPool {
     let pool = database.pool().await;
     sqlx::query("create table effects (number bigint primary key)")
         .execute(&pool)
         .await
         .unwrap();
     // Registers the subscription, so that what is emitted now is delivered later.
-    let status = victim(database).stdout(Stdio::null()).status().unwrap();
+    let status = victim(database)
+        .env("VICTIM_HANDLERS", handler)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
     assert!(status.success());
     let client = Client::connect(
         &Database::from_url(database.url(), "the test").unwrap(),
@@ -133,6 +145,87 @@ async fn a_message_that_kills_its_process_is_given_up_without_its_neighbours() {
     assert_eq!(letters.len(), 1, "{letters:?}");
     assert_eq!((letters[0].0, letters[0].1.as_str()), (11, "Abandoned"));
     assert!(letters[0].2.contains("10 times"), "{}", letters[0].2);
+}
+
+/// Starts the victim again until it ends by itself; returns how often it died.
+fn run_until_it_lives(database: &TestDatabase, handler: &str) -> u32 {
+    let begun = Instant::now();
+    let mut deaths = 0;
+    loop {
+        let mut victim = victim(database);
+        let victim = victim.env("VICTIM_HANDLERS", handler).stdout(Stdio::null());
+        if victim.status().unwrap().success() {
+            return deaths;
+        }
+        deaths += 1;
+        assert!(
+            begun.elapsed() < PATIENCE * 3,
+            "still dying after {deaths} deaths"
+        );
+    }
+}
+
+async fn letters(pool: &sqlx::PgPool) -> Vec<(i64, i64, String)> {
+    sqlx::query_as(
+        "select msg_id, (message -> 'originalEvent' -> 'payload' ->> 'number')::bigint, message ->> 'reason'
+         from pgmq.q_core_events_demo__victim_dlq",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_killer_in_a_batch_is_given_up_and_the_batch_runs() {
+    let database = TestDatabase::new().await;
+    let works: Vec<(i64, &str)> = (0..30)
+        .map(|n| (n, if n == 11 { "abort" } else { "" }))
+        .collect();
+    let pool = prepare_for("work_together", &database, &works).await;
+    // Twice all of them die together; from then on each is run alone, so it is the killer only.
+    let deaths = run_until_it_lives(&database, "work_together");
+    assert!((2..=10).contains(&deaths), "{deaths} deaths");
+    let expected: Vec<i64> = (0..30).filter(|number| *number != 11).collect();
+    assert_eq!(effects(&pool).await, expected);
+    let letters = letters(&pool).await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!((letters[0].1, letters[0].2.as_str()), (11, "Abandoned"));
+}
+
+#[tokio::test]
+async fn a_killer_ends_on_two_nodes_and_starts_anew_when_redriven() {
+    let database = TestDatabase::new().await;
+    let works: Vec<(i64, &str)> = (0..40)
+        .map(|n| (n, if n == 11 { "abort" } else { "" }))
+        .collect();
+    let pool = prepare(&database, &works).await;
+    let deaths = std::thread::scope(|scope| {
+        let nodes = [(); 2].map(|()| scope.spawn(|| run_until_it_lives(&database, "work")));
+        nodes.map(|node| node.join().unwrap()).iter().sum::<u32>()
+    });
+    assert!((2..=10).contains(&deaths), "{deaths} deaths");
+    let expected: Vec<i64> = (0..40).filter(|number| *number != 11).collect();
+    assert_eq!(effects(&pool).await, expected);
+    let letters = letters(&pool).await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!((letters[0].1, letters[0].2.as_str()), (11, "Abandoned"));
+
+    // Redriven it is claimed alone from the start and has eight lives before it: it kills once more, is not
+    // given up for that, and is done by a build in which it is mended.
+    let connection = Database::from_url(database.url(), "the test").unwrap();
+    let client = Client::connect(&connection, "demo").await.unwrap();
+    let redriven = client.redrive("victim", &[letters[0].0]).await.unwrap();
+    assert_eq!(redriven.messages, 1);
+    let died = victim(&database).stdout(Stdio::null()).status().unwrap();
+    assert!(!died.success());
+    let mended = victim(&database)
+        .env("VICTIM_IS_MENDED", "1")
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(mended.success());
+    assert_eq!(effects(&pool).await, (0..40).collect::<Vec<i64>>());
+    assert!(self::letters(&pool).await.is_empty());
 }
 
 #[tokio::test]

@@ -159,7 +159,28 @@ fn names_two_last_days(expression: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        // Expressions of years that never come take long.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_text_is_refused_or_has_times_in_order(
+            text in prop_oneof!["[0-9*/,L#W?A-F -]{0,24}", "(([0-9]{1,2}|\\*|\\*/[0-9]{1,2}|[0-9]-[0-9]{1,2}) ){4}[0-9*]", "\\PC{0,16}"],
+            seconds in -2_000_000_000_i64..8_000_000_000
+        ) {
+            let after = Timestamp::from_second(seconds).expect("it is between 1906 and 2223");
+            if let Ok(schedule) = Schedule::parse(&text, Some("Europe/Berlin"))
+                && let Ok(next) = schedule.next_after(after)
+            {
+                prop_assert!(next > after);
+                prop_assert_eq!(schedule.previous(next), Some(next));
+            }
+        }
+    }
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()

@@ -279,7 +279,13 @@ pub(crate) fn timestamp(micros: i64) -> Timestamp {
 
 /// A duration in microseconds, to be bound as `$n * interval '1 microsecond'`.
 pub(crate) fn micros(duration: std::time::Duration) -> i64 {
-    duration.as_micros().try_into().unwrap_or(i64::MAX / 2)
+    // From now on so long is still a time that Postgres knows.
+    let longest = i64::MAX / 2;
+    duration
+        .as_micros()
+        .try_into()
+        .unwrap_or(longest)
+        .min(longest)
 }
 
 #[cfg(test)]

@@ -28,10 +28,32 @@ async fn work(work: Work, tx: &mut Tx) -> nexus::Result {
         .execute(&mut **tx)
         .await?;
     say(&format!("working on {}", work.number));
-    match work.then.as_str() {
-        "hang" if std::env::var_os("VICTIM_HANGS").is_some() => std::future::pending().await,
-        "abort" => std::process::abort(),
-        _ => Ok(()),
+    work.end().await;
+    Ok(())
+}
+
+/// The same, many at once.
+#[handler(concurrency = 1)]
+async fn work_together(works: Batch<Work>, tx: &mut Tx) -> nexus::Result {
+    let numbers: Vec<i64> = works.iter().map(|work| work.number).collect();
+    sqlx::query("insert into effects (number) select unnest($1::bigint[])")
+        .bind(&numbers)
+        .execute(&mut **tx)
+        .await?;
+    for work in &works {
+        work.end().await;
+    }
+    Ok(())
+}
+
+impl Work {
+    async fn end(&self) {
+        let is_set = |variable| std::env::var_os(variable).is_some();
+        match self.then.as_str() {
+            "hang" if is_set("VICTIM_HANGS") => std::future::pending().await,
+            "abort" if !is_set("VICTIM_IS_MENDED") => std::process::abort(),
+            _ => {}
+        }
     }
 }
 

@@ -45,11 +45,11 @@ struct Arguments {
     /// A few minutes (the default).
     #[arg(long)]
     short: bool,
-    /// The whole suite, most of an hour.
+    /// The whole suite, about forty minutes.
     #[arg(long, conflicts_with = "short")]
     long: bool,
     /// Only the faults of these names.
-    #[arg(long)]
+    #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Repeats the choices of another run; the timing of the processes is never the same.
     #[arg(long)]

@@ -31,7 +31,7 @@ async fn script(plan: &Plan, scene: &mut Scene) -> anyhow::Result<()> {
         node.only = some(&mut random);
         nodes.push(scene.add_node(node).await?);
     }
-    let end = Instant::now() + Duration::from_secs(plan.pick(20, 120));
+    let end = Instant::now() + Duration::from_secs(plan.pick(14, 120));
     let (mut stops, mut kills, mut starts) = (0, 0, 0);
     while Instant::now() < end {
         let node = nodes[random.usize(..nodes.len())];

@@ -74,7 +74,7 @@ async fn script(plan: &Plan, cluster: &mut Cluster, scene: &mut Scene) -> anyhow
             fill(&ballast)?;
             scene.pass(Duration::from_millis(200)).await?;
         }
-        scene.pass(Duration::from_secs(plan.pick(4, 20))).await?;
+        scene.pass(Duration::from_secs(plan.pick(2, 20))).await?;
         if !cluster.is_running() {
             crashes += 1;
         }

@@ -39,10 +39,10 @@ async fn script(plan: &Plan, url: &str, scene: &mut Scene) -> anyhow::Result<()>
         scene,
     };
     // Until caches, plans and connections are there.
-    feed.throughput(Duration::from_secs(plan.pick(4, 10)))
+    feed.throughput(Duration::from_secs(plan.pick(3, 10)))
         .await?;
     let free = feed
-        .throughput(Duration::from_secs(plan.pick(10, 30)))
+        .throughput(Duration::from_secs(plan.pick(8, 30)))
         .await?;
 
     let options: sqlx::postgres::PgConnectOptions = url.parse()?;
@@ -50,7 +50,7 @@ async fn script(plan: &Plan, url: &str, scene: &mut Scene) -> anyhow::Result<()>
     sqlx::raw_sql("begin isolation level repeatable read; select pg_current_xact_id()")
         .execute(&mut culprit)
         .await?;
-    let held_for = plan.pick(20, 60);
+    let held_for = plan.pick(15, 60);
     let third = Duration::from_secs(held_for) / 3;
     let mut thirds = Vec::new();
     for _ in 0..3 {

@@ -26,7 +26,7 @@ async fn script(plan: &Plan, scene: &mut Scene) -> anyhow::Result<()> {
     let takes = Duration::from_millis(30);
     let emitter = scene.add_emitter(60.0, takes, false).await?;
     scene.emitted(60).await?;
-    let kills = plan.pick(20, 200);
+    let kills = plan.pick(15, 200);
     let mut of_emitters = 0;
     for _ in 0..kills {
         scene.pass(between(&mut random, 0.1, 1.2)).await?;

@@ -44,7 +44,7 @@ async fn script(plan: &Plan, scene: &mut Scene) -> anyhow::Result<()> {
 
     // Longer than the handler's timeout now and then: the server has given the transaction up by then.
     let longest = plan.pick(3.0, 30.0);
-    let random_pauses = plan.pick(2, 12);
+    let random_pauses = plan.pick(1, 12);
     for _ in 0..random_pauses {
         let node = nodes[random.usize(..nodes.len())];
         scene.signal(node, Signal::STOP);

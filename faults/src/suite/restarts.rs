@@ -29,7 +29,7 @@ async fn script(plan: &Plan, cluster: &mut Cluster, scene: &mut Scene) -> anyhow
         .await?;
     scene.emitted(60).await?;
     let (least, most) = plan.pick((3.0, 6.0), (5.0, 20.0));
-    let end = Instant::now() + Duration::from_secs(plan.pick(20, 180));
+    let end = Instant::now() + Duration::from_secs(plan.pick(15, 180));
     let (mut starts, mut effects) = (Vec::new(), Vec::new());
     while Instant::now() < end {
         scene.pass(between(&mut random, least, most)).await?;

@@ -244,12 +244,16 @@ fn handler_rows(routes: &[Route]) -> Value {
     routes
         .iter()
         .map(|route| {
-            json!({
+            let mut row = json!({
                 "group": route.group,
                 "handler": route.name(),
                 "eventType": route.event_type,
                 "eventVersion": route.event_version,
-            })
+            });
+            if let Some(from) = route.descriptor.options.from {
+                row["from"] = from.to_string().into();
+            }
+            row
         })
         .collect()
 }
@@ -461,10 +465,11 @@ fn build_id(
                 ..
             } = route;
             format!(
-                "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency} {:?}",
+                "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency} {:?} {:?}",
                 route.name(),
                 route.descriptor.trigger_text(),
-                route.descriptor.formerly
+                route.descriptor.formerly,
+                route.descriptor.options.from
             )
         })
         .chain(

@@ -3,6 +3,7 @@
 //! - [`Client`] emits events, in a transaction of its own or in yours, and cancels delayed ones.
 //! - [`DeadLetter`] is what the client lists, redrives and purges, [`DeadLetterFilter`] says which.
 //! - [`Tx`] is a transaction with emits in it.
+//! - [`Replay`] delivers events of the log once more.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - `wake` tells workers that there is something to do.
 
@@ -13,6 +14,7 @@ mod emission;
 mod error;
 mod executor;
 mod operate;
+mod replays;
 mod schedules;
 mod tx;
 mod wake;
@@ -27,6 +29,7 @@ pub use delayed::DelayedEvent;
 pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::EmitError;
 pub use operate::{OperateError, Subscription};
+pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;

@@ -15,7 +15,7 @@ use crate::{
     store::{
         self, dead_letters, maintenance, pg_cron,
         queue::{self, GivenUp},
-        scheduled_tasks, subscriptions,
+        replays, scheduled_tasks, subscriptions,
     },
 };
 
@@ -64,6 +64,7 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
                 "dropped a partition of the event log, its retention has passed"
             );
         }
+        replays::forget_old(&mut connection, namespace).await?;
         for name in scheduled_tasks::reschedule_the_future(&mut connection, namespace).await? {
             tracing::warn!(
                 task = name,

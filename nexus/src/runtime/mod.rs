@@ -6,7 +6,8 @@
 //! - [`lease`] keeps claimed messages ours, and the node alive, from a thread of its own.
 //! - [`scheduler`] fires ticks, [`delayed`] emits what has become due, [`adopter`] takes in what
 //!   foreign programs send, [`caretaker`] does what has to be done from time to time, [`renamer`]
-//!   moves what carries a former name of a handler, [`listener`] hears the doorbell.
+//!   moves what carries a former name of a handler, [`replayer`] delivers events of the log once more,
+//!   [`listener`] hears the doorbell.
 //!
 //! A message is in exactly one place at a time: in its queue, in a worker's buffer, in an attempt,
 //! or on its way to be settled. From the claim until it is settled its lease is held by [`lease`].
@@ -22,6 +23,7 @@ mod lease;
 mod listener;
 pub(crate) mod points;
 mod renamer;
+mod replayer;
 mod scheduler;
 mod settle;
 mod worker;
@@ -269,6 +271,7 @@ pub(crate) fn start(
         services.spawn(until().run_until_cancelled_owned(caretaker::run(Arc::clone(&node))));
         services.spawn(until().run_until_cancelled_owned(listener::run(Arc::clone(&node))));
         services.spawn(until().run_until_cancelled_owned(renamer::run(Arc::clone(&node))));
+        services.spawn(until().run_until_cancelled_owned(replayer::run(Arc::clone(&node))));
     }
     for tracker in [&workers, &services, &settlers] {
         tracker.close();

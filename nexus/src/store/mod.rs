@@ -6,6 +6,7 @@
 //! - [`dead_letters`]: list, count, redrive, purge.
 //! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
 //! - [`renames`]: handlers that had another name before.
+//! - [`replays`]: events of the log that are delivered once more.
 //! - [`pg_cron`]: what the server's extension is to fire.
 //! - [`maintenance`]: what has to be done from time to time.
 //! - [`notify`]: the doorbell.
@@ -22,6 +23,7 @@ pub(crate) mod notify;
 pub(crate) mod pg_cron;
 pub(crate) mod queue;
 pub(crate) mod renames;
+pub(crate) mod replays;
 pub(crate) mod scheduled_tasks;
 pub(crate) mod subscriptions;
 

@@ -60,6 +60,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     12 "0012_first_hour",
     13 "0013_dead_letters",
     14 "0014_replays",
+    15 "0015_retire",
 ];
 
 /// The version that this build works with.

@@ -11,7 +11,7 @@ use super::{App, Scheduler, StartError, pg_cron, select::Selected};
 use crate::{
     config::Config,
     event::{EventDescriptor, Origin},
-    registry::{LINK_ITS_CRATE, TaskDescriptor, TaskPayload, Trigger},
+    registry::{TaskDescriptor, TaskPayload, Trigger},
     runtime::{Declaration, DeclaredTask, Route},
     schedule,
     store::{
@@ -96,22 +96,7 @@ pub(super) async fn register(
         );
     }
     let epoch = nodes::register(&mut tx, &node).await.map_err(&wrong)?;
-    let subscribed = subscriptions::list(&mut tx, &node.namespace)
-        .await
-        .map_err(&wrong)?;
     tx.commit().await.map_err(&wrong)?;
-
-    for orphan in subscribed
-        .iter()
-        .filter(|row| row.app == node.app && !row.is_live)
-    {
-        tracing::warn!(
-            group = orphan.group,
-            handler = orphan.handler,
-            event_type = orphan.event_type,
-            "no live build declares this handler any more; what is sent to it waits until a build does. If this build should: {LINK_ITS_CRATE}"
-        );
-    }
     Ok(Registered {
         node,
         declaration,

@@ -3,6 +3,7 @@
 //! - [`Client`] emits events, in a transaction of its own or in yours, and cancels delayed ones.
 //! - [`DeadLetter`] is what the client lists, redrives and purges, [`DeadLetterFilter`] says which.
 //! - [`Tx`] is a transaction with emits in it.
+//! - [`Retired`] is what becomes of a subscription that no build declares.
 //! - [`Replay`] delivers events of the log once more.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - `wake` tells workers that there is something to do.
@@ -15,6 +16,7 @@ mod error;
 mod executor;
 mod operate;
 mod replays;
+mod retire;
 mod schedules;
 mod tx;
 mod wake;
@@ -30,6 +32,7 @@ pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::EmitError;
 pub use operate::{OperateError, Subscription};
 pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus};
+pub use retire::{Leftovers, RetireError, Retired};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;

@@ -63,12 +63,17 @@ pub struct Subscription {
     pub handler: String,
     /// The event type.
     pub event_type: String,
+    /// The version of it that the handler takes; `None` if no build has said so yet.
+    pub event_version: Option<u32>,
     /// The app that declared it last.
     pub app: String,
     /// Whether a live node can run the handler. If not, its messages wait.
     pub is_live: bool,
     /// How many messages wait for it or are being handled.
     pub waiting: i64,
+    /// How many of these wait in a version that no live node runs the handler for, up to 100,001 of each
+    /// version: they wait for a build that does, or until they are [retired](Client::retire_version).
+    pub unserved: i64,
 }
 
 pub(super) fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> OperateError {
@@ -92,14 +97,20 @@ impl Client {
             let waiting = subscriptions::waiting(&mut connection, row.subscription_id, &row.queue)
                 .await
                 .map_err(failed(doing))?;
+            let unserved =
+                subscriptions::unserved_versions(&mut connection, self.namespace(), &row)
+                    .await
+                    .map_err(failed(doing))?;
             found.push(Subscription {
                 id: row.subscription_id,
                 group: row.group,
                 handler: row.handler,
                 event_type: row.event_type,
+                event_version: row.event_version.map(i32::unsigned_abs),
                 app: row.app,
                 is_live: row.is_live,
                 waiting,
+                unserved: unserved.iter().map(|(_, count)| count).sum(),
             });
         }
         Ok(found)

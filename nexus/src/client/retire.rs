@@ -17,8 +17,8 @@ const TAKEN_SLEEP: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Leftovers {
-    /// They become dead letters of the group, with the reason `Retired`. Redriven, they wait for a
-    /// handler of that name.
+    /// They become dead letters of the group, with the reason `Retired`. Redrive them once a build has a
+    /// handler of that name; without one they soon are dead letters again.
     KeepAsDeadLetters,
     /// They are deleted. The events stay in the log.
     Drop,

@@ -12,16 +12,23 @@ use super::{Node, scheduler};
 use crate::{
     client::DeadLetterFilter,
     event::Headers,
+    registry::LINK_ITS_CRATE,
     store::{
         self, dead_letters, maintenance, pg_cron,
         queue::{self, GivenUp},
-        replays, scheduled_tasks, subscriptions,
+        replays, retirements, scheduled_tasks, subscriptions,
     },
 };
 
 /// New subscriptions are settled, and `pg_cron`, partitions and expired rows looked after, this often.
 const EVERY: Duration = Duration::from_secs(2);
 const MAINTAIN_EVERY: u32 = 30;
+
+/// What nobody runs is reported at the start and then every ten minutes.
+const REPORT_EVERY: u32 = 300;
+
+/// Messages of retired subscriptions that are moved in one transaction.
+const MOST: i32 = 1_000;
 const EXPLAIN_EVERY: u32 = 5;
 
 /// Messages given up in one round, of each queue.
@@ -36,6 +43,11 @@ pub(crate) async fn run(node: Arc<Node>) {
         let care = Box::pin(care(&node, round.is_multiple_of(MAINTAIN_EVERY)));
         if let Err(error) = store::answered_within(PATIENCE, care).await {
             tracing::warn!(%error, "maintenance failed, trying again");
+        }
+        if round.is_multiple_of(REPORT_EVERY)
+            && let Err(error) = store::answered_within(PATIENCE, report(&node)).await
+        {
+            tracing::warn!(%error, "could not look for messages that nobody runs, trying again later");
         }
         if round.is_multiple_of(EXPLAIN_EVERY) {
             let care = give_up_unexplained(&node);
@@ -72,6 +84,14 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
             );
         }
     }
+    if node.defines_app.load(Ordering::Relaxed)
+        && subscriptions::is_any_missing(&mut connection, namespace, &node.row.handlers).await?
+    {
+        tracing::warn!(
+            "handlers of this node are not subscribed, somebody has retired them while it seemed dead; subscribing them again"
+        );
+        define_app(node, &mut connection).await?;
+    }
     if !node.defines_app.load(Ordering::Relaxed) && define_app(node, &mut connection).await? {
         node.defines_app.store(true, Ordering::Relaxed);
         tracing::info!(
@@ -84,6 +104,11 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
     }
     if let Err(error) = scheduler::fire_overdue(node, &mut connection).await {
         tracing::warn!(%error, "could not fire what pg_cron has left, trying again");
+    }
+    for id in retirements::open(&mut connection, namespace).await? {
+        while retirements::move_messages(&mut connection, id, MOST).await? == Some(MOST)
+            && !node.stop.is_cancelled()
+        {}
     }
     if maintenance::settle_subscriptions(&mut connection, namespace).await? > 0 {
         node.client.bell().ring_all_here();
@@ -168,6 +193,49 @@ async fn expire_letters(node: &Node, connection: &mut PgConnection) -> sqlx::Res
             );
         }
     }
+    Ok(())
+}
+
+/// Says which messages wait for a build that no node has: those of this app, and of apps that have no
+/// node at all.
+async fn report(node: &Node) -> sqlx::Result<()> {
+    let nexus_node = &node.row;
+    let namespace = &nexus_node.namespace;
+    let mut connection = node.connection().await?;
+    for row in subscriptions::list(&mut connection, namespace).await? {
+        if row.app != nexus_node.app && row.is_app_live {
+            continue;
+        }
+        let unserved = subscriptions::unserved_versions(&mut connection, namespace, &row).await?;
+        let messages = |count: i64| {
+            if count > subscriptions::MOST_COUNTED {
+                format!("more than {}", subscriptions::MOST_COUNTED)
+            } else {
+                count.to_string()
+            }
+        };
+        if row.is_live {
+            for (version, count) in unserved {
+                tracing::warn!(
+                    group = row.group,
+                    handler = row.handler,
+                    event_type = row.event_type,
+                    version,
+                    waiting = messages(count),
+                    "no live build runs this handler for this version; its messages wait until one does, or until they are retired (Client::retire_version)"
+                );
+            }
+        } else {
+            tracing::warn!(
+                group = row.group,
+                handler = row.handler,
+                event_type = row.event_type,
+                waiting = messages(unserved.iter().map(|(_, count)| count).sum()),
+                "no live build declares this handler; what is sent to it waits until one does, or until it is retired (Client::retire). If this build should: {LINK_ITS_CRATE}"
+            );
+        }
+    }
+    connection.give_back();
     Ok(())
 }
 

@@ -36,10 +36,7 @@ pub(crate) async fn move_messages(
 }
 
 /// The retired subscriptions of the namespace that may still be sent messages.
-pub(crate) async fn open(
-    connection: &mut PgConnection,
-    namespace: &str,
-) -> sqlx::Result<Vec<i64>> {
+pub(crate) async fn open(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar(
         "select subscription_id from core.retirements
          where namespace = $1 and settled_at is null order by 1",

@@ -59,6 +59,8 @@ pub const MIGRATIONS: &[Migration] = migrations![
     11 "0011_checks",
     12 "0012_first_hour",
     13 "0013_dead_letters",
+    14 "0014_replays",
+    15 "0015_retire",
 ];
 
 /// The version that this build works with.

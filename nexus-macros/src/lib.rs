@@ -17,6 +17,7 @@ mod duration;
 mod event;
 mod guard;
 mod handler;
+mod history;
 mod misfire;
 mod name;
 
@@ -82,6 +83,7 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// | `group = "billing"` | the nodes that share the work, and their queue | the app's own group |
 /// | `name = "send_welcome"` | identity within the group; deliveries are stored under it | the function's name |
 /// | `formerly = "greet"`, `formerly = ["greet", "welcome"]` | names that the handler had before in its group, so that what still waits under them is not lost | none |
+/// | `from = "beginning"`, `from = "2026-01-31T00:00:00Z"` | what a *new* handler is delivered of the event log: all of it, or what was emitted at that time or later. A handler that is subscribed already ignores it | what is emitted from its registration on |
 /// | `max_attempts = 5` | attempts until an event is dead-lettered | 10 |
 /// | `backoff = "exponential(1s..10m)"` | the wait between attempts: doubled each time, from the first up to the second; or `"fixed(5s)"`; ±20 % of jitter is added | `exponential(1s..10m)` |
 /// | `timeout = "30s"` | the longest that an attempt may take, at most `24d` | `30s` |

@@ -29,5 +29,8 @@ pub mod schedules {}
 )]
 pub mod testing {}
 
+#[doc = include_str!("guide/replay.md")]
+pub mod replay {}
+
 #[doc = include_str!("guide/deploying.md")]
 pub mod deploying {}

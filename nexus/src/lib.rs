@@ -98,7 +98,7 @@ pub mod __private {
         },
         registry::{
             Backoff, CronDescriptor, CronItem, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions,
-            Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
+            History, Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
         },
         schedule::Misfire,
     };

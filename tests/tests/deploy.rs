@@ -25,6 +25,13 @@ struct SharedFact {
     number: u32,
 }
 
+/// Something happened, as it is told now.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "thing.happened", version = 2)]
+struct ThingHappenedV2 {
+    number: u32,
+}
+
 type Saw = mpsc::UnboundedSender<(&'static str, u32)>;
 
 #[handler]
@@ -35,6 +42,17 @@ async fn old_handler(thing: ThingHappened, saw: State<Saw>) {
 #[handler]
 async fn new_handler(thing: ThingHappened, saw: State<Saw>) {
     let _ = saw.send(("new", thing.number));
+}
+
+#[handler]
+async fn second_version(thing: ThingHappenedV2, saw: State<Saw>) {
+    let _ = saw.send(("second", thing.number));
+}
+
+/// In another group, where nobody takes version 2 yet.
+#[handler(group = "elsewhere")]
+async fn elsewhere(thing: ThingHappened, saw: State<Saw>) {
+    let _ = saw.send(("elsewhere", thing.number));
 }
 
 #[handler(group = "facts")]
@@ -125,6 +143,93 @@ async fn a_message_of_another_version_waits_for_a_build_that_can_run_it() {
     .await
     .unwrap();
     assert_eq!(left, [("2".to_owned(), 0)], "version 2 was never claimed");
+}
+
+#[tokio::test]
+async fn two_versions_go_to_the_handlers_that_take_them() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool().await;
+    let (sender, mut saw) = mpsc::unbounded_channel();
+    let handlers = ["old_handler", "second_version", "elsewhere"];
+    let node = nexus::start(app(&database, &handlers, &sender))
+        .await
+        .unwrap();
+    let client = node.client();
+    client.emit(&ThingHappened { number: 1 }).await.unwrap();
+    client.emit(&ThingHappenedV2 { number: 2 }).await.unwrap();
+    // By the other ways into the queues, and in a version that nobody takes.
+    let emit = "select core.emit('demo', 'thing.happened', jsonb_build_object('number', $1::int), jsonb_build_object('version', $2::int) || $3)";
+    for (number, version, options) in [
+        (3, 1, "{}"),
+        (4, 2, "{}"),
+        (5, 3, "{}"),
+        (6, 1, "{\"after\": \"1 ms\"}"),
+        (7, 2, "{\"after\": \"1 ms\"}"),
+    ] {
+        sqlx::query(emit)
+            .bind(number)
+            .bind(version)
+            .bind(serde_json::from_str::<serde_json::Value>(options).unwrap())
+            .execute(&pool)
+            .await
+            .unwrap();
+    }
+    for version in [1, 2] {
+        sqlx::query(
+            "with t as (
+                 insert into core.scheduled_tasks (namespace, name, cron_expression, event_type, event_version, payload)
+                 values ('demo', 't' || $1, '@yearly', 'thing.happened', $1, jsonb_build_object('number', 7 + $1))
+                 returning task_id
+             )
+             select task_id from t",
+        )
+        .bind(version)
+        .execute(&pool)
+        .await
+        .unwrap();
+    }
+    sqlx::raw_sql("select core.run_task_now(task_id) from core.scheduled_tasks")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..12 {
+        seen.extend(within("what is due is handled", saw.recv()).await);
+    }
+    seen.sort_unstable();
+    let mut expected = Vec::new();
+    expected.extend([1, 3, 6, 8].map(|number| ("elsewhere", number)));
+    expected.extend([1, 3, 6, 8].map(|number| ("old", number)));
+    expected.extend([2, 4, 7, 9].map(|number| ("second", number)));
+    assert_eq!(seen, expected);
+    node.shutdown().await;
+    // A version that nobody takes waits for all of them, one that others of the group take for nobody.
+    for (queue, waiting) in [
+        ("shop", vec![("old_handler", "3"), ("second_version", "3")]),
+        (
+            "elsewhere",
+            vec![
+                ("elsewhere", "2"),
+                ("elsewhere", "2"),
+                ("elsewhere", "2"),
+                ("elsewhere", "2"),
+                ("elsewhere", "3"),
+            ],
+        ),
+    ] {
+        let text = format!(
+            "select headers ->> 'handler', headers ->> 'eventVersion' from pgmq.q_core_events_demo__{queue} order by 1, 2"
+        );
+        let left: Vec<(String, String)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+        let left: Vec<(&str, &str)> = left
+            .iter()
+            .map(|(handler, version)| (handler.as_str(), version.as_str()))
+            .collect();
+        assert_eq!(left, waiting);
+    }
 }
 
 #[tokio::test]

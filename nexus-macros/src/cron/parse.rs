@@ -43,6 +43,10 @@ pub(super) static FUNCTION: Accepted = Accepted {
         ("expression", EXPRESSION_FIRST),
         ("expr", EXPRESSION_FIRST),
         ("cron", EXPRESSION_FIRST),
+        (
+            "from",
+            "a scheduled task has no history; `misfire` says what becomes of due times that passed",
+        ),
     ],
     leading_text: true,
 };
@@ -62,6 +66,7 @@ pub(super) static EMITS: Accepted = Accepted {
         ("expression", EXPRESSION_FIRST),
         ("expr", EXPRESSION_FIRST),
         ("cron", EXPRESSION_FIRST),
+        ("from", OF_HANDLERS),
         ("group", OF_HANDLERS),
         ("max_attempts", OF_HANDLERS),
         ("backoff", OF_HANDLERS),

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     attr::{is_macro, split_off},
     diagnostics::Diagnostics,
-    name,
+    history, name,
 };
 
 /// Postgres holds `statement_timeout` in milliseconds as `integer`, which is 24.8 days.
@@ -70,12 +70,18 @@ pub(crate) fn check_options(
     {
         diagnostics.error(at, "invalid `timeout`: the longest is `24d`");
     }
+    let from = options.from.as_ref().and_then(|text| {
+        history::parse(&text.value())
+            .map_err(|reason| diagnostics.error(text.span(), format!("invalid `from`: {reason}")))
+            .ok()
+    });
     Some(Registration {
         trigger: trigger?,
         name,
         name_at,
         group: options.group.map(|group| group.value()),
         formerly,
+        from,
         max_attempts: options.max_attempts,
         backoff: options.backoff,
         timeout: options.timeout.map(|(_, timeout)| timeout),

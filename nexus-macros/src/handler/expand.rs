@@ -7,7 +7,7 @@ use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::{Attribute, ReturnType, Type, Visibility, ext::IdentExt, spanned::Spanned};
 
 use super::model::{Argument, Callable, Registration, Schedule, Trigger};
-use crate::{duration::Backoff, guard, misfire::Misfire};
+use crate::{duration::Backoff, guard, history::History, misfire::Misfire};
 
 /// The function as it was written, and beside it what `app!` finds under its name.
 pub(crate) fn expand(
@@ -220,12 +220,19 @@ fn options(registration: &Registration) -> TokenStream {
     }));
     let timeout = option(registration.timeout.map(duration));
     let concurrency = option(registration.concurrency);
+    let from = option(registration.from.map(|from| match from {
+        History::Beginning => quote!(::nexus::__private::History::Beginning),
+        History::Since(micros) => {
+            quote!(::nexus::__private::History::Since { micros: #micros })
+        }
+    }));
     quote! {
         ::nexus::__private::HandlerOptions {
             max_attempts: #max_attempts,
             backoff: #backoff,
             timeout: #timeout,
             concurrency: #concurrency,
+            from: #from,
         }
     }
 }

@@ -26,6 +26,7 @@ static ACCEPTED: Accepted = Accepted {
         ("group", "\"billing\""),
         ("name", "\"send_welcome\""),
         ("formerly", "\"greet\""),
+        ("from", "\"beginning\""),
         ("max_attempts", "5"),
         ("backoff", "\"exponential(1s..10m)\""),
         ("timeout", "\"30s\""),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proc_macro2::{Ident, Span};
 use syn::{Attribute, ReturnType, Type, Visibility};
 
-use crate::{duration::Backoff, misfire::Misfire};
+use crate::{duration::Backoff, history::History, misfire::Misfire};
 
 /// A function that nexus can call.
 pub(crate) struct Callable {
@@ -25,6 +25,7 @@ pub(crate) struct Registration {
     pub(super) name_at: Span,
     pub(super) group: Option<String>,
     pub(super) formerly: Vec<String>,
+    pub(super) from: Option<History>,
     pub(super) max_attempts: Option<u32>,
     pub(super) backoff: Option<Backoff>,
     pub(super) timeout: Option<Duration>,

@@ -76,6 +76,9 @@ pub struct HandlerDescription {
     /// Names that it had before.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub formerly: Vec<String>,
+    /// What it is delivered of the event log when it is new: `beginning`, or a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// The event type it takes; `tick.<app>.<name>` for `#[cron]` functions.
     pub event_type: String,
     /// The version of the event type.
@@ -220,6 +223,7 @@ impl App {
             .map(|route| HandlerDescription {
                 name: route.name().to_owned(),
                 formerly: texts(route.descriptor.formerly),
+                from: route.descriptor.options.from.map(|from| from.to_string()),
                 batch: route.descriptor.batch,
                 transaction: route.descriptor.uses_tx,
                 max_attempts: route.retry.max_attempts(),

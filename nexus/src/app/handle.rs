@@ -87,7 +87,7 @@ impl Handle {
     }
 
     /// Waits until no message is left for this node's handlers, waiting for a retry included, none of a
-    /// foreign program to be adopted, and no delayed event that is due. With other emitters that moment may never come: put
+    /// foreign program to be adopted, no delayed event that is due, and no replay to these handlers runs. With other emitters that moment may never come: put
     /// a timeout around it.
     ///
     /// # Errors
@@ -118,6 +118,10 @@ impl Handle {
         if store::delayed_emits::is_any_due(&mut connection, &node.row.namespace).await? {
             connection.give_back().await?;
             return Ok(true);
+        }
+        let (namespace, handlers) = (&node.row.namespace, &node.row.handlers);
+        if store::replays::is_any_running(&mut connection, namespace, handlers).await? {
+            return Ok(false);
         }
         // In the main queue, messages of foreign programs wait to be adopted.
         let mut queues = BTreeMap::from([(self.running.main_queue.as_str(), Vec::new())]);

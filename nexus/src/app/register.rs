@@ -12,7 +12,7 @@ use crate::{
     client::Database,
     config::Config,
     event::{EventDescriptor, Origin},
-    registry::{LINK_ITS_CRATE, TaskDescriptor, TaskPayload, Trigger},
+    registry::{TaskDescriptor, TaskPayload, Trigger},
     runtime::{Declaration, DeclaredTask, Route},
     schedule,
     store::{
@@ -114,23 +114,8 @@ async fn register_in_time(
         );
     }
     let epoch = nodes::register(&mut tx, &node).await.map_err(&wrong)?;
-    let subscribed = subscriptions::list(&mut tx, &node.namespace)
-        .await
-        .map_err(&wrong)?;
     tx.commit().await.map_err(&wrong)?;
     connection.give_back().await.map_err(&wrong)?;
-
-    for orphan in subscribed
-        .iter()
-        .filter(|row| row.app == node.app && !row.is_live)
-    {
-        tracing::warn!(
-            group = orphan.group,
-            handler = orphan.handler,
-            event_type = orphan.event_type,
-            "no live build declares this handler any more; what is sent to it waits until a build does. If this build should: {LINK_ITS_CRATE}"
-        );
-    }
     Ok(Registered {
         node,
         declaration,
@@ -263,12 +248,16 @@ fn handler_rows(routes: &[Route]) -> Value {
     routes
         .iter()
         .map(|route| {
-            json!({
+            let mut row = json!({
                 "group": route.group,
                 "handler": route.name(),
                 "eventType": route.event_type,
                 "eventVersion": route.event_version,
-            })
+            });
+            if let Some(from) = route.descriptor.options.from {
+                row["from"] = from.to_string().into();
+            }
+            row
         })
         .collect()
 }
@@ -480,10 +469,11 @@ fn build_id(
                 ..
             } = route;
             format!(
-                "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency} {:?}",
+                "{group}/{} {event_type}@{event_version} {:?} {retry:?} {timeout:?} {concurrency} {:?} {:?}",
                 route.name(),
                 route.descriptor.trigger_text(),
-                route.descriptor.formerly
+                route.descriptor.formerly,
+                route.descriptor.options.from
             )
         })
         .chain(

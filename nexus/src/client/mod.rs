@@ -3,6 +3,8 @@
 //! - [`Client`] emits events, in a transaction of its own or in yours, and cancels delayed ones.
 //! - [`DeadLetter`] is what the client lists, redrives and purges, [`DeadLetterFilter`] says which.
 //! - [`Tx`] is a transaction with emits in it.
+//! - [`Retired`] is what becomes of a subscription that no build declares.
+//! - [`Replay`] delivers events of the log once more.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - `wake` tells workers that there is something to do.
 
@@ -15,6 +17,8 @@ mod executor;
 mod horizon;
 mod lent;
 mod operate;
+mod replays;
+mod retire;
 mod schedules;
 mod tx;
 mod wake;
@@ -33,6 +37,8 @@ pub(crate) use lent::{
     ANSWER, Doubt, Lent, begin_if_pooled, commit_if_pooled, roll_back_if_pooled, takes_no_writes,
 };
 pub use operate::{OperateError, Subscription};
+pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus};
+pub use retire::{Leftovers, RetireError, Retired};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;

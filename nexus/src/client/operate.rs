@@ -66,12 +66,17 @@ pub struct Subscription {
     pub handler: String,
     /// The event type.
     pub event_type: String,
+    /// The version of it that the handler takes; `None` if no build has said so yet.
+    pub event_version: Option<u32>,
     /// The app that declared it last.
     pub app: String,
     /// Whether a live node can run the handler. If not, its messages wait.
     pub is_live: bool,
     /// How many messages wait for it or are being handled.
     pub waiting: i64,
+    /// How many of these wait in a version that no live node runs the handler for, up to 100,001 of each
+    /// version: they wait for a build that does, or until they are [retired](Client::retire_version).
+    pub unserved: i64,
 }
 
 pub(super) fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> OperateError {
@@ -103,14 +108,19 @@ impl Client {
             for row in rows {
                 let id = row.subscription_id;
                 let waiting = subscriptions::waiting(&mut connection, id, &row.queue).await?;
+                let unserved =
+                    subscriptions::unserved_versions(&mut connection, self.namespace(), &row)
+                        .await?;
                 found.push(Subscription {
                     id,
                     group: row.group,
                     handler: row.handler,
                     event_type: row.event_type,
+                    event_version: row.event_version.map(i32::unsigned_abs),
                     app: row.app,
                     is_live: row.is_live,
                     waiting,
+                    unserved: unserved.iter().map(|(_, count)| count).sum(),
                 });
             }
             connection.give_back().await?;

@@ -69,6 +69,16 @@ impl<E> Envelope<E> {
     pub fn delivery_key(&self) -> String {
         self.meta.delivery_key()
     }
+
+    /// See [`EnvelopeMeta::replay_id`].
+    pub fn replay_id(&self) -> Option<Uuid> {
+        self.meta.replay_id()
+    }
+
+    /// See [`EnvelopeMeta::is_replayed`].
+    pub fn is_replayed(&self) -> bool {
+        self.meta.is_replayed()
+    }
 }
 
 impl<E> Deref for Envelope<E> {
@@ -212,6 +222,9 @@ impl EnvelopeMeta {
 
     /// Names this delivery of this event to this handler, the same for every attempt, also if the
     /// handler was renamed in between: the key for idempotent calls to other systems.
+    ///
+    /// A replay delivers under the same key, so that it repeats nothing outside by accident. Where that
+    /// is what you want, add the [`replay_id`](Self::replay_id) to it.
     #[must_use]
     pub fn delivery_key(&self) -> String {
         let Self {
@@ -226,6 +239,19 @@ impl EnvelopeMeta {
             headers.event_id,
             headers.formerly.as_deref().unwrap_or(&headers.handler)
         )
+    }
+
+    /// The replay that delivers the event once more, or as history to a new handler; `None` for what its
+    /// emit has sent.
+    #[must_use]
+    pub fn replay_id(&self) -> Option<Uuid> {
+        self.headers.replay
+    }
+
+    /// Whether a replay delivers the event.
+    #[must_use]
+    pub fn is_replayed(&self) -> bool {
+        self.headers.replay.is_some()
     }
 
     /// Fields of the envelope that nexus does not know, as a foreign program sent them.
@@ -268,6 +294,9 @@ pub(crate) struct Headers {
     pub(crate) redriven: u32,
     #[serde(default)]
     pub(crate) edited: bool,
+    /// The replay that has sent the message.
+    #[serde(default)]
+    pub(crate) replay: Option<Uuid>,
     #[serde(default, deserialize_with = "trace::lenient")]
     pub(crate) traceparent: Option<String>,
     #[serde(default, deserialize_with = "trace::lenient_text")]

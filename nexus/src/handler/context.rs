@@ -169,6 +169,12 @@ impl Ctx {
         self.context.meta.attempt()
     }
 
+    /// Whether a replay delivers the event: see [`EnvelopeMeta::replay_id`]. For a batch: its first event.
+    #[must_use]
+    pub fn is_replayed(&self) -> bool {
+        self.context.meta.is_replayed()
+    }
+
     /// Whether an error now leads to a dead letter instead of another attempt.
     #[must_use]
     pub fn is_last_attempt(&self) -> bool {

@@ -148,6 +148,7 @@ mod tests {
                 backoff: None,
                 timeout: None,
                 concurrency: None,
+                from: None,
             },
             requires: |_| {},
             call: |_| Box::pin(async { Ok(crate::handler::Outcome::default()) }),

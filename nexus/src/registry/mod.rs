@@ -13,9 +13,10 @@ pub use explicit::{CronItem, Initial, List};
 pub(crate) use validate::{LINK_ITS_CRATE, Parts, known, nearest, tick_event_type, validate};
 pub use validate::{Problem, Problems};
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
 use crate::{
     event::{EncodeError, Event, EventDescriptor, Origin, Outgoing},
@@ -153,6 +154,30 @@ pub struct HandlerOptions {
     pub backoff: Option<Backoff>,
     pub timeout: Option<Duration>,
     pub concurrency: Option<u32>,
+    /// `from = "…"`: what the handler is delivered of the log when it is new.
+    pub from: Option<History>,
+}
+
+/// What a new handler is delivered of the event log.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum History {
+    /// All that is in it.
+    Beginning,
+    /// What was emitted at a time or later; microseconds since 1970.
+    Since { micros: i64 },
+}
+
+/// As `core.subscribe` reads it.
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Beginning => f.write_str("beginning"),
+            Self::Since { micros } => Timestamp::from_microsecond(*micros)
+                .expect("the macro has read a time before the year 9999")
+                .fmt(f),
+        }
+    }
 }
 
 /// `backoff = "exponential(1s..10m)"` or `"fixed(5s)"`.

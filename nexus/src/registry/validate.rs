@@ -362,6 +362,7 @@ mod tests {
                 backoff: None,
                 timeout: None,
                 concurrency: None,
+                from: None,
             },
             requires: |_| {},
             call: |_| Box::pin(async { Ok(Outcome::default()) }),

@@ -13,20 +13,31 @@ use crate::{
     client::DeadLetterFilter,
     config::Pooler,
     event::Headers,
+    registry::LINK_ITS_CRATE,
     store::{
         self, dead_letters, maintenance, pg_cron,
         queue::{self, GivenUp},
-        scheduled_tasks, subscriptions,
+        replays, retirements, scheduled_tasks, subscriptions,
     },
 };
 
 /// New subscriptions are settled, and `pg_cron`, partitions and expired rows looked after, this often.
 const EVERY: Duration = Duration::from_secs(2);
 const MAINTAIN_EVERY: u32 = 30;
+
+/// What nobody runs is reported at the start and then every ten minutes.
+const REPORT_EVERY: u32 = 300;
+
+/// Messages of retired subscriptions that are moved in one transaction.
+const MOST: i32 = 1_000;
+
+/// Messages of unknown handlers are looked for this often.
 const EXPLAIN_EVERY: u32 = 5;
 
 /// Messages given up in one round, of each queue.
 const MOST_UNEXPLAINED: i64 = 100;
+
+/// The oldest snapshot is looked for this often.
 const GUARD_EVERY: u32 = 5;
 
 /// How long one round may take before its connection counts as lost.
@@ -39,6 +50,12 @@ pub(crate) async fn run(node: Arc<Node>) {
         let care = Box::pin(care(&node, round.is_multiple_of(MAINTAIN_EVERY)));
         if let Err(error) = store::answered_within(PATIENCE, care).await {
             node.trouble.met("look after the database", &error);
+        }
+        if round.is_multiple_of(REPORT_EVERY)
+            && let Err(error) = store::answered_within(PATIENCE, report(&node)).await
+        {
+            node.trouble
+                .met("look for messages that nobody runs", &error);
         }
         if round.is_multiple_of(EXPLAIN_EVERY) {
             let care = give_up_unexplained(&node);
@@ -65,6 +82,12 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
     if everything {
         maintain(node).await?;
     }
+    if node.defines_app.load(Ordering::Relaxed) && is_any_missing(node).await? {
+        tracing::warn!(
+            "handlers of this node are not subscribed, somebody has retired them while it seemed dead; subscribing them again"
+        );
+        define_app(node).await?;
+    }
     if !node.defines_app.load(Ordering::Relaxed) && define_app(node).await? {
         node.defines_app.store(true, Ordering::Relaxed);
         tracing::info!(
@@ -79,7 +102,16 @@ async fn care(node: &Node, everything: bool) -> sqlx::Result<()> {
         node.trouble.met("fire what pg_cron has left", &error);
     }
     let mut connection = node.connection().await?;
-    let settled = maintenance::settle_subscriptions(&mut connection, &node.row.namespace).await?;
+    let namespace = &node.row.namespace;
+    for id in retirements::open(&mut connection, namespace).await? {
+        while retirements::move_messages(&mut connection, id, MOST).await? == Some(MOST)
+            && !node.stop.is_cancelled()
+        {
+            connection.commit().await?;
+        }
+        connection.commit().await?;
+    }
+    let settled = maintenance::settle_subscriptions(&mut connection, namespace).await?;
     connection.give_back().await?;
     if settled > 0 {
         node.client.bell().ring_all_here();
@@ -117,6 +149,7 @@ async fn maintain(node: &Node) -> sqlx::Result<()> {
     }
 
     let mut connection = node.connection().await?;
+    replays::forget_old(&mut connection, namespace).await?;
     let rescheduled = scheduled_tasks::reschedule_the_future(&mut connection, namespace).await?;
     connection.give_back().await?;
     for name in rescheduled {
@@ -203,6 +236,48 @@ async fn expire_letters(node: &Node) -> sqlx::Result<()> {
     Ok(())
 }
 
+/// Says which messages wait for a build that no node has: those of this app, and of apps that have no
+/// node at all.
+async fn report(node: &Node) -> sqlx::Result<()> {
+    let nexus_node = &node.row;
+    let namespace = &nexus_node.namespace;
+    let mut connection = node.connection().await?;
+    for row in subscriptions::list(&mut connection, namespace).await? {
+        if row.app != nexus_node.app && row.is_app_live {
+            continue;
+        }
+        let unserved = subscriptions::unserved_versions(&mut connection, namespace, &row).await?;
+        let messages = |count: i64| {
+            if count > subscriptions::MOST_COUNTED {
+                format!("more than {}", subscriptions::MOST_COUNTED)
+            } else {
+                count.to_string()
+            }
+        };
+        if row.is_live {
+            for (version, count) in unserved {
+                tracing::warn!(
+                    group = row.group,
+                    handler = row.handler,
+                    event_type = row.event_type,
+                    version,
+                    waiting = messages(count),
+                    "no live build runs this handler for this version; its messages wait until one does, or until they are retired (Client::retire_version)"
+                );
+            }
+        } else {
+            tracing::warn!(
+                group = row.group,
+                handler = row.handler,
+                event_type = row.event_type,
+                waiting = messages(unserved.iter().map(|(_, count)| count).sum()),
+                "no live build declares this handler; what is sent to it waits until one does, or until it is retired (Client::retire). If this build should: {LINK_ITS_CRATE}"
+            );
+        }
+    }
+    connection.give_back().await
+}
+
 /// Pauses and resumes `pg_cron`'s jobs with their tasks, and makes again what somebody removed.
 async fn sync_jobs(node: &Node) -> sqlx::Result<()> {
     let (namespace, app) = (&node.row.namespace, &node.row.app);
@@ -219,6 +294,15 @@ async fn sync_jobs(node: &Node) -> sqlx::Result<()> {
         );
     }
     Ok(())
+}
+
+async fn is_any_missing(node: &Node) -> sqlx::Result<bool> {
+    let mut connection = node.connection().await?;
+    let row = &node.row;
+    let is_missing =
+        subscriptions::is_any_missing(&mut connection, &row.namespace, &row.handlers).await?;
+    connection.give_back().await?;
+    Ok(is_missing)
 }
 
 /// After a roll-back the build that was superseded defines the app again.

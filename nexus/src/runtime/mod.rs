@@ -6,7 +6,8 @@
 //! - [`lease`] keeps claimed messages ours, and the node alive, from a thread of its own.
 //! - [`scheduler`] fires ticks, [`delayed`] emits what has become due, [`adopter`] takes in what
 //!   foreign programs send, [`caretaker`] does what has to be done from time to time, [`renamer`]
-//!   moves what carries a former name of a handler, [`listener`] hears the doorbell.
+//!   moves what carries a former name of a handler, [`replayer`] delivers events of the log once more,
+//!   [`listener`] hears the doorbell.
 //! - [`supervise`] starts a loop again that panicked, [`trouble`] says once what is wrong with the database.
 //!
 //! A message is in exactly one place at a time: in its queue, in a worker's buffer, in an attempt,
@@ -24,6 +25,7 @@ mod lease;
 mod listener;
 pub(crate) mod points;
 mod renamer;
+mod replayer;
 mod scheduler;
 mod settle;
 mod supervise;
@@ -266,6 +268,10 @@ pub(crate) fn start(
             Box::new(|node| Box::pin(caretaker::run(node))),
         );
         service("the renamer", Box::new(|node| Box::pin(renamer::run(node))));
+        service(
+            "the replayer",
+            Box::new(|node| Box::pin(replayer::run(node))),
+        );
         // A session behind a pooler in transaction mode is shared: nobody listens in it.
         if node.client.pooler() == Pooler::Session {
             service(

@@ -6,6 +6,8 @@
 //! - [`dead_letters`]: list, count, redrive, purge.
 //! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
 //! - [`renames`]: handlers that had another name before.
+//! - [`replays`]: events of the log that are delivered once more.
+//! - [`retirements`]: subscriptions that are given up, and what they leave behind.
 //! - [`pg_cron`]: what the server's extension is to fire.
 //! - [`maintenance`]: what has to be done from time to time.
 //! - [`notify`]: the doorbell.
@@ -24,6 +26,8 @@ pub(crate) mod notify;
 pub(crate) mod pg_cron;
 pub(crate) mod queue;
 pub(crate) mod renames;
+pub(crate) mod replays;
+pub(crate) mod retirements;
 pub(crate) mod scheduled_tasks;
 pub(crate) mod subscriptions;
 

@@ -439,6 +439,11 @@ pub(crate) async fn unexplained(
                and not exists (
                    select from core.renames r
                    where r.namespace = g.namespace and r.group_name = g.group_name and r.former = n.handler)
+               -- What was left behind by a retired one shares the fate that was chosen.
+               and not exists (
+                   select from core.retirements t
+                   where t.namespace = g.namespace and t.group_name = g.group_name
+                     and t.settled_at is null and n.handler = any (t.names))
          )
          select m.msg_id, m.read_ct, u.handler, m.headers::text
          from unknown u

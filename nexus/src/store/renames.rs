@@ -4,7 +4,7 @@
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
 
-use super::{JsonText, maintenance, table};
+use super::{JsonText, maintenance, replays, table};
 
 /// A handler of this build, and a name that it had before in its group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +151,7 @@ pub(crate) async fn apply(
         if !old.is_settled {
             maintenance::settle_subscriptions(connection, namespace).await?;
         }
+        replays::give_to_handler(connection, namespace, group, former, handler).await?;
         sqlx::query(
             "delete from core.subscriptions where namespace = $1 and group_name = $2 and handler = $3",
         )

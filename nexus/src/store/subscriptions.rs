@@ -160,9 +160,13 @@ pub(crate) struct SubscriptionRow {
     pub(crate) group: String,
     pub(crate) handler: String,
     pub(crate) event_type: String,
+    /// The version that the handler takes, if a build has said so.
+    pub(crate) event_version: Option<i32>,
     pub(crate) app: String,
     pub(crate) queue: String,
     pub(crate) is_live: bool,
+    /// Whether any node of its app is live.
+    pub(crate) is_app_live: bool,
 }
 
 /// All subscriptions of the namespace.
@@ -175,7 +179,10 @@ pub(crate) async fn list(
                 exists (
                     select from core.nodes n
                     where n.namespace = s.namespace and core.is_live(n.last_heartbeat)
-                      and n.handlers @> jsonb_build_array(jsonb_build_object('group', s.group_name, 'handler', s.handler)))
+                      and n.handlers @> jsonb_build_array(jsonb_build_object('group', s.group_name, 'handler', s.handler))),
+                s.event_version,
+                exists (select from core.nodes n
+                        where n.namespace = s.namespace and n.app = s.app and core.is_live(n.last_heartbeat))
          from core.subscriptions s
          where s.namespace = $1
          order by s.group_name, s.handler",
@@ -193,6 +200,8 @@ pub(crate) async fn list(
             app: row.get(4),
             queue: row.get(5),
             is_live: row.get(6),
+            event_version: row.get(7),
+            is_app_live: row.get(8),
         })
         .collect())
 }
@@ -228,6 +237,67 @@ pub(crate) async fn groups(
         .bind(namespace)
         .fetch_all(connection)
         .await
+}
+
+/// Counting stops here.
+pub(crate) const MOST_COUNTED: i64 = 100_000;
+
+/// The event versions of which messages wait for a handler and that no live node runs it for, with how many
+/// there are, up to [`MOST_COUNTED`] and one.
+pub(crate) async fn unserved_versions(
+    connection: &mut PgConnection,
+    namespace: &str,
+    row: &SubscriptionRow,
+) -> sqlx::Result<Vec<(String, i64)>> {
+    // From one version to the next in the index of the queue: each costs a look, however many wait.
+    let text = format!(
+        "with recursive v (version) as (
+             (select m.headers ->> 'eventVersion' from {table} m
+              where m.headers ->> 'handler' = $3 order by m.headers ->> 'eventVersion' limit 1)
+             union all
+             select (select m.headers ->> 'eventVersion' from {table} m
+                     where m.headers ->> 'handler' = $3 and m.headers ->> 'eventVersion' > v.version
+                     order by m.headers ->> 'eventVersion' limit 1)
+             from v where v.version is not null
+         )
+         select v.version, (
+             select count(*) from (
+                 select from {table} m
+                 where m.headers ->> 'handler' = $3 and m.headers ->> 'eventVersion' = v.version
+                 limit {MOST_COUNTED} + 1) counted)
+         from v
+         where v.version is not null and not exists (
+             select from core.nodes n cross join jsonb_array_elements(n.handlers) h
+             where n.namespace = $1 and core.is_live(n.last_heartbeat)
+               and h ->> 'group' = $2 and h ->> 'handler' = $3 and h ->> 'eventVersion' = v.version)",
+        table = table(&row.queue)
+    );
+    sqlx::query_as(AssertSqlSafe(text).into_sql_str())
+        .bind(namespace)
+        .bind(&row.group)
+        .bind(&row.handler)
+        .fetch_all(connection)
+        .await
+}
+
+/// Whether one of these handlers (`[{"group", "handler"}]`) is not subscribed.
+pub(crate) async fn is_any_missing(
+    connection: &mut PgConnection,
+    namespace: &str,
+    handlers: &Value,
+) -> sqlx::Result<bool> {
+    let handlers = handlers.to_string();
+    sqlx::query_scalar(
+        "select exists (
+             select from jsonb_array_elements($2) h
+             where not exists (
+                 select from core.subscriptions s
+                 where (s.namespace, s.group_name, s.handler) = ($1, h ->> 'group', h ->> 'handler')))",
+    )
+    .bind(namespace)
+    .bind(JsonText(&handlers))
+    .fetch_one(connection)
+    .await
 }
 
 /// The queue of a group, if the group exists.

@@ -43,6 +43,7 @@ pub struct TestEnvelope {
     causation_id: Option<String>,
     traceparent: Option<String>,
     due_at: Option<Timestamp>,
+    replay: Option<Uuid>,
 }
 
 impl TestEnvelope {
@@ -91,6 +92,15 @@ impl TestEnvelope {
             causation_id: None,
             traceparent: None,
             due_at: None,
+            replay: None,
+        }
+    }
+
+    /// As if a replay delivered it.
+    pub fn replayed(self) -> Self {
+        Self {
+            replay: Some(Uuid::from_u128(1)),
+            ..self
         }
     }
 
@@ -187,6 +197,7 @@ impl TestEnvelope {
                 abandoned: 0,
                 redriven: 0,
                 edited: false,
+                replay: self.replay,
                 traceparent: self.traceparent,
                 tracestate: None,
             },

@@ -63,6 +63,14 @@ begin
           and exists (select from core.nodes n
                       where n.namespace = t.namespace and core.is_live(n.last_heartbeat)
                         and n.node_id <> all (p_dead_nodes));
+    if to_regclass('core.replays') is not null then
+        -- One that is paced waits for its time.
+        return query execute
+            'select ''replay'', concat_ws('' '', r.group_name, r.handler),
+                    coalesce((extract(epoch from r.paced_at + 1 / r.rate * interval ''1 second'' - core.now())
+                              * 1000000)::bigint, 0)
+             from core.replays r where r.state = ''running''';
+    end if;
     if to_regclass('core.delayed_emits') is not null then
         return query execute
             'select ''delayed emit'', d.event_type,

@@ -40,6 +40,10 @@ pub enum Point {
     BeforeTick,
     /// Ticks are committed; the node has not heard of it.
     AfterTick,
+    /// Messages of a replay are put into the queue in a transaction that is not committed.
+    BeforeReplay,
+    /// Messages of a replay are committed; the node has not heard of it.
+    AfterReplay,
 }
 
 /// As it is with feature `testing`, for the runtime to name.
@@ -55,6 +59,8 @@ pub(crate) enum Point {
     AfterDeadLetter,
     BeforeTick,
     AfterTick,
+    BeforeReplay,
+    AfterReplay,
 }
 
 /// A loop that sleeps for reasons of the clock, and has to look again when a test has moved it.
@@ -64,4 +70,5 @@ pub(crate) enum Sleeper {
     Adopter,
     Renamer,
     Delayed,
+    Replayer,
 }

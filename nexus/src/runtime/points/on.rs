@@ -143,7 +143,7 @@ pub(crate) struct Points {
     is_migrated: AtomicBool,
     /// Attempts are kept only for a test that may ask for them.
     is_watched: AtomicBool,
-    alarms: [Notify; 4],
+    alarms: [Notify; 5],
     traps: Mutex<Vec<Arc<Trap>>>,
     checkpoints: Mutex<BTreeSet<String>>,
     records: Mutex<Vec<Record>>,

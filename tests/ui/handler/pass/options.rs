@@ -15,6 +15,7 @@ struct Tested;
     group = "billing-eu",
     name = "with_all_options",
     formerly = ["all-options", "options"],
+    from = "2026-01-31T00:00:00Z",
     max_attempts = 5,
     backoff = "exponential(1s..1h 30m)",
     timeout = "1m 30s",
@@ -22,7 +23,7 @@ struct Tested;
 )]
 async fn all(_: Tested) {}
 
-#[handler(timeout = 250ms, backoff = fixed(5s), formerly = "unquoted",)]
+#[handler(timeout = 250ms, backoff = fixed(5s), formerly = "unquoted", from = "beginning",)]
 async fn without_quotes(_: Tested) {}
 
 #[handler()]
@@ -42,6 +43,10 @@ fn options_are_stored_as_written() {
     assert_eq!(handler.formerly, ["all-options", "options"]);
     assert!(handler.origin.rust_path.ends_with("::all"));
     let options = &handler.options;
+    assert_eq!(
+        options.from.map(|from| from.to_string()).as_deref(),
+        Some("2026-01-31T00:00:00Z")
+    );
     assert_eq!(
         (options.max_attempts, options.concurrency),
         (Some(5), Some(1_000))

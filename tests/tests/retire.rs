@@ -269,10 +269,10 @@ async fn of_two_operators_one_retires_it() {
         both => panic!("{both:?}"),
     };
     assert_eq!((done.messages, done.left), (50, 0));
-    let text = refused.to_string();
+    let said = refused.to_string();
     assert!(
-        text.contains("is not subscribed") && text.contains(": it was retired at 2"),
-        "{text}"
+        said.contains("is not subscribed") && said.contains(": it was retired at 2"),
+        "{said}"
     );
     node.shutdown().await;
 }

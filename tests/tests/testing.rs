@@ -219,6 +219,27 @@ async fn an_event_that_is_missing_is_answered_with_those_that_are_there() {
         text.contains("the log has `order.placed` version 1: 1"),
         "{text}"
     );
+
+    // Who should have emitted it says why it has not.
+    let app = start(["charge"]).await;
+    for amount in [-1, 0] {
+        let refused = OrderPlaced {
+            order_id: 1,
+            amount,
+        };
+        app.client().emit(&refused).await.unwrap();
+    }
+    app.settled().await;
+    let text = complaint(app.only_emitted::<OrderCharged>()).await;
+    assert!(
+        text.contains("waiting for a later time (`drained()`")
+            && text.contains("(attempt 1 failed: the card was refused)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\ndead letters:\n- handler `charge`:") && text.contains("nothing to charge"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-use std::{ops::Deref, panic::Location};
+use std::{ops::Deref, panic::Location, time::Duration};
 
 use jiff::Timestamp;
 use sqlx::Row;
@@ -53,7 +53,8 @@ impl TestApp {
     ///
     /// # Panics
     ///
-    /// If there is none, or there are more. The text lists them, and what else was emitted.
+    /// If there is none, or there are more. The text lists them, what else was emitted, and what waits or was
+    /// given up, with its errors: one of them may have been to emit it.
     #[track_caller]
     pub fn only_emitted<E: Event>(&self) -> impl Future<Output = Emitted<E>> {
         let at = Location::caller();
@@ -62,9 +63,12 @@ impl TestApp {
             match events.len() {
                 1 => events.remove(0),
                 0 => panic!(
-                    "{at}: expected one `{}`, none was emitted; {}",
+                    "{at}: expected one `{}`, none was emitted; {}{}",
                     E::EVENT_TYPE,
-                    self.log(at).await
+                    self.log(at).await,
+                    settled::report(self.database(), Duration::ZERO, at)
+                        .await
+                        .outlook()
                 ),
                 count => {
                     let found: Vec<String> = events

@@ -46,7 +46,7 @@ pub struct NotSettled {
 }
 
 impl NotSettled {
-    /// What is open and what waits, and how a test goes on to it.
+    /// What is open, what waits, and how a test goes on to it; and what was given up.
     pub(super) fn outlook(&self) -> String {
         let mut text = String::new();
         if !self.waiting.is_empty() {
@@ -62,6 +62,9 @@ impl NotSettled {
                 "\nstill open (`settled()` waits for it):{}",
                 lines(&self.open)
             );
+        }
+        if !self.dead_letters.is_empty() {
+            let _ = write!(text, "\ndead letters:{}", lines(&self.dead_letters));
         }
         text
     }

@@ -383,6 +383,14 @@ fn held(message: &Waiting, members: &[Member]) -> Held {
             leases.any(|lease| (lease.msg_id, lease.read_ct) == (message.msg_id, message.read_ct))
         })
     });
+    // A node that has crashed holds no lease any more, but it knows what it had begun.
+    let holder = holder.or_else(|| {
+        members.iter().find(|member| {
+            let points = &member.points;
+            let running = points.running(&message.queue, message.msg_id, message.read_ct);
+            member.is_gone() && running.is_some()
+        })
+    });
     let Some(member) = holder else {
         return Held::Line(format!(
             "handler `{handler}`: {attempt}, is held by a node that this test has not started, or by nobody any more; its lease ends in {lease}"

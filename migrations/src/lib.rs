@@ -61,6 +61,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     13 "0013_dead_letters",
     14 "0014_replays",
     15 "0015_retire",
+    16 "0016_letters_by_place",
 ];
 
 /// The version that this build works with.

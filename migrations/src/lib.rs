@@ -65,6 +65,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     14 "0014_replays",
     15 "0015_retire",
     16 "0016_roles",
+    17 "0017_letters_by_place",
 ];
 
 /// The version that this build works with.

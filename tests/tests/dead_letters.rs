@@ -461,6 +461,40 @@ async fn looking_for_a_few_among_many_walks_an_index() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_believed_to_be_empty_is_not_walked_for_each_letter() {
+    let app = buried(1).await;
+    // A vacuum that sees none of the letters, which are committed after it.
+    let mut tx = app.pool().begin().await.unwrap();
+    sqlx::query(
+        "insert into pgmq.q_core_events_demo__billing_dlq (enqueued_at, vt, message, headers)
+         select core.now() - n * interval '1 second', core.now(), l.message || jsonb_build_object('pad', repeat('x', 300)), l.headers
+         from pgmq.q_core_events_demo__billing_dlq l, generate_series(1, 30000) n",
+    )
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    execute(
+        app.pool(),
+        "delete from pgmq.q_core_events_demo__billing_dlq",
+    )
+    .await;
+    execute(app.pool(), "vacuum pgmq.q_core_events_demo__billing_dlq").await;
+    tx.commit().await.unwrap();
+
+    let mut connection = app.pool().acquire().await.unwrap();
+    for (call, most) in [
+        (
+            "core.redrive('demo', 'billing', '{}', p_limit => 20)",
+            1_500,
+        ),
+        ("core.purge_dead_letters('demo', 'billing', '{}', 20)", 500),
+    ] {
+        let pages = pages(&mut connection, &format!("select * from {call}")).await;
+        assert!(pages < most, "{call}: {pages} pages");
+    }
+}
+
+#[tokio::test]
 async fn a_redriven_message_keeps_its_identity_and_has_all_attempts_before_it() {
     let bank = Bank::default();
     let app = TestApp::start(app(&["charge"], &bank)).await;

@@ -24,9 +24,11 @@ pub struct Redriven {
     pub messages: u64,
     /// For whom, the largest number first.
     pub handlers: Vec<RedrivenHandler>,
-    /// What was left where it is, although it was meant.
+    /// What was left where it is, although it was meant. Not told if a [limit](Redrive::limit) was
+    /// reached.
     pub left: Vec<LeftLetters>,
-    /// How many of the given ids were not there: redriven or purged before, or never.
+    /// How many of the given ids were not there: redriven or purged before, or never. Not told if a limit
+    /// was reached.
     pub missing: u64,
     /// When the last message is due; later than now if there is a [rate](Redrive::rate).
     pub last_due_at: Option<Timestamp>,
@@ -295,8 +297,13 @@ impl Job<'_> {
                 );
             }
         }
-        // What is left now, or what would be done.
-        for filter in &filters {
+        let is_cut = |redriven: &Redriven| {
+            let limit = self.limit;
+            limit.is_some_and(|limit| redriven.messages >= limit)
+        };
+        // What would be done, or is left now; nobody has asked for the latter who has asked for a few.
+        let is_told = self.is_dry || !is_cut(&redriven);
+        for filter in filters.iter().filter(|_| is_told) {
             let done = redriven.messages;
             let most = self.limit.map(|limit| room(limit, done));
             let (namespace, group) = (self.client.namespace(), self.group);
@@ -324,8 +331,7 @@ impl Job<'_> {
                 .ok()
                 .and_then(|last| timestamp(horizon.at_micros).checked_add(last).ok());
         }
-        let is_cut = self.limit.is_some_and(|limit| redriven.messages >= limit);
-        if let (Some(ids), false) = (self.filter.id_count(), is_cut) {
+        if let (Some(ids), false) = (self.filter.id_count(), is_cut(&redriven)) {
             let left: u64 = redriven.left.iter().map(|left| left.letters).sum();
             redriven.missing = ids.saturating_sub(redriven.messages + left);
         }

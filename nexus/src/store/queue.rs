@@ -46,8 +46,9 @@ pub(crate) struct Claims {
 const SUSPECT_AFTER: i32 = 2;
 
 /// How often the message has lost its lease. The claim that finds a loss counts it in the headers, so
-/// the last one is not in there yet: it was read, and its reader left no verdict behind.
-const LOSSES: &str = "coalesce((m.headers ->> 'abandoned')::int, 0) + (m.read_ct > 0 and not m.headers ? 'settled')::int";
+/// the last one is not in there yet: it was read, and its reader left no verdict behind. Numbers that were
+/// written by hand must not overflow, which would fail every claim of the queue.
+const LOSSES: &str = "least(coalesce((m.headers ->> 'abandoned')::int, 0), 1000) + (m.read_ct > 0 and not m.headers ? 'settled')::int";
 
 /// The predicate of the queue's index on messages that may have to be claimed alone, as
 /// `core.tune_queue` has it: with two losses, the first one is in the headers.
@@ -119,15 +120,16 @@ pub(crate) async fn claim(
         "with c as materialized ({candidates})
          update {table} q
          set vt = core.now() + $5 * interval '1 microsecond',
-             read_ct = q.read_ct + 1,
+             read_ct = least(q.read_ct, 2147483646) + 1,
              last_read_at = core.now(),
              headers = case
                  when q.read_ct = 0 then q.headers
                  when q.headers ? 'settled' then q.headers - 'settled'
-                 else q.headers || jsonb_build_object('abandoned', coalesce((q.headers ->> 'abandoned')::int, 0) + 1)
+                 else q.headers || jsonb_build_object('abandoned', least(coalesce((q.headers ->> 'abandoned')::int, 0), 1000) + 1)
              end
          where q.msg_id = any (array(select msg_id from c where fits))
-         returning q.msg_id, q.read_ct, (extract(epoch from q.enqueued_at) * 1000000)::bigint,
+         returning q.msg_id, q.read_ct,
+             case when isfinite(q.enqueued_at) then (extract(epoch from q.enqueued_at) * 1000000)::bigint else 0 end,
              (select case when octet_length(b.body) > $6 then null else b.body end
               from (select q.message::text as body offset 0) b),
              q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint,
@@ -649,6 +651,46 @@ mod tests {
         let counts = [claimed.read_ct];
         let held = extend(&mut connection, QUEUE, &ids, &counts, lease).await;
         assert_eq!(held.unwrap(), ids);
+    }
+
+    #[tokio::test]
+    async fn rows_with_the_largest_values_are_claimed_beside_others() {
+        let database = TestDatabase::new().await;
+        let mut connection = queue(&database).await;
+        for (read_ct, enqueued_at, abandoned) in [
+            (i32::MAX, "now", 0),
+            (1, "infinity", 0),
+            (0, "-infinity", 1),
+            (1, "now", i32::MAX),
+        ] {
+            sqlx::query(
+                "insert into pgmq.q_core_events_demo (vt, read_ct, enqueued_at, message, headers)
+                 values (core.now(), $1, $2::timestamptz, '{}',
+                         jsonb_build_object('handler', 'h', 'eventVersion', 1, 'abandoned', $3::int))",
+            )
+            .bind(read_ct)
+            .bind(enqueued_at)
+            .bind(abandoned)
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        }
+        // Beside the one that was there: two have lost one lease, and two have lost more.
+        let lease = Duration::from_mins(1);
+        for (which, expected) in [
+            (Which::Ordinary, 4),
+            (Which::Suspect, 1),
+            (Which::Suspect, 0),
+        ] {
+            let wants = [Want {
+                slots: 100,
+                ..wants()[0].clone()
+            }];
+            let claims = claim(&mut connection, QUEUE, &wants, which, lease, i32::MAX)
+                .await
+                .unwrap();
+            assert_eq!(claims.messages.len(), expected, "{which:?}");
+        }
     }
 
     #[tokio::test]

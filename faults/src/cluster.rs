@@ -275,6 +275,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Removes a database, if it is there: files that nobody needs make a crash recovery longer.
+    pub(crate) async fn drop_database(&self, name: &str) -> anyhow::Result<()> {
+        let mut admin = self.admin("postgres").await?;
+        let text = format!("drop database if exists {name} with (force)");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(text))
+            .execute(&mut admin)
+            .await?;
+        admin.close().await?;
+        Ok(())
+    }
+
     /// The mounted file system, if the cluster has one of its own.
     pub(crate) fn mount(&self) -> Option<&Path> {
         self.mount.as_ref().map(Mount::path)

@@ -168,14 +168,7 @@ async fn emit(client: &Client, work: &Work) -> Answer {
 
 /// Whether the error says for certain that nothing was stored.
 fn is_certain(error: &EmitError) -> bool {
-    let (EmitError::Append { source } | EmitError::Commit(source)) = error else {
-        return true;
-    };
-    match source {
-        // A server that is shut down may have committed before it said so.
-        sqlx::Error::Database(error) => !error.code().is_some_and(|code| code.starts_with("57P")),
-        _ => false,
-    }
+    !matches!(error, EmitError::Unknown(_))
 }
 
 fn text(error: &dyn std::error::Error) -> String {

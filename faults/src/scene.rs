@@ -20,6 +20,7 @@ use crate::{
     process::{Running, Start, read_log},
     proxy::Proxy,
     report::{Outcome, seconds},
+    suite::database,
 };
 
 /// How long anything may take before a fault counts as failed: generous, because machines are shared.
@@ -102,7 +103,7 @@ pub(crate) struct Place(usize);
 impl Scene {
     /// A new database with the schema and the app's tables.
     pub(crate) async fn new(cluster: &Cluster, name: &'static str) -> anyhow::Result<Self> {
-        let database = format!("faults_{}", name.replace('-', "_"));
+        let database = database(name);
         cluster.create_database(&database).await?;
         let url = cluster.url(&database);
         Database::from_url(&url, "the suite")?.migrate().await?;

@@ -56,6 +56,7 @@ async fn script(plan: &Plan, url: &str, scene: &mut Scene) -> anyhow::Result<()>
     for _ in 0..3 {
         thirds.push(feed.throughput(third).await?);
     }
+    let holder = feed.client.xmin_holder().await?;
     sqlx::raw_sql("rollback").execute(&mut culprit).await?;
     culprit.close().await?;
 
@@ -72,11 +73,21 @@ async fn script(plan: &Plan, url: &str, scene: &mut Scene) -> anyhow::Result<()>
     scene.outcome.require(held >= free / 2.0, || {
         format!("throughput fell to {:.2} of what it was", held / free)
     });
+    let is_named = holder
+        .as_ref()
+        .is_some_and(|holder| holder.name == CULPRIT && holder.pid.is_some());
+    scene.outcome.require(is_named, || {
+        format!("`client.xmin_holder` names somebody else: {holder:?}")
+    });
     let logs = scene.node_logs();
     let named = logs.lines().find(|line| line.contains(CULPRIT));
     scene.outcome.note(match named {
-        Some(line) => format!("the culprit is named: {line}"),
-        None => "the culprit is not named".to_owned(),
+        Some(line) => format!("a node says: {line}"),
+        None => "no node has named the culprit so far; `client.xmin_holder` does".to_owned(),
+    });
+    // Nodes name one that has been there for half a minute.
+    scene.outcome.require(named.is_some() || held_for < 45, || {
+        "no node names the culprit".to_owned()
     });
     scene.recover().await
 }

@@ -116,6 +116,11 @@ pub(crate) const FAULTS: [Fault; 12] = [
     ),
 ];
 
+/// The database of a fault.
+pub(crate) fn database(fault: &str) -> String {
+    format!("faults_{}", fault.replace('-', "_"))
+}
+
 /// Runs the faults and prints what came of them.
 pub(crate) async fn run(plan: Plan, only: &[String], json: bool) -> anyhow::Result<Vec<Outcome>> {
     for name in only {
@@ -135,6 +140,7 @@ pub(crate) async fn run(plan: Plan, only: &[String], json: bool) -> anyhow::Resu
         }
         println!("\n{}: {}", fault.name, fault.what);
         let outcome = play(fault.name, &plan, &mut cluster).await;
+        cluster.drop_database(&database(fault.name)).await?;
         let outcome = outcome.unwrap_or_else(|error| {
             let mut outcome = Outcome::default();
             outcome.violation(format!("{error:#}"));

@@ -291,9 +291,9 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
     let msg_ids: Vec<i64> = settlements.iter().map(|s| s.lease.msg_id).collect();
     let read_cts: Vec<i32> = settlements.iter().map(|s| s.lease.read_ct).collect();
     let (mut events, mut source) = (Vec::new(), Vec::new());
-    for settlement in &settlements {
+    for (place, settlement) in (1..).zip(&settlements) {
         if let Verdict::Complete { emits, .. } = &settlement.verdict {
-            source.extend(emits.iter().map(|_| Some(settlement.lease.msg_id)));
+            source.extend(emits.iter().map(|_| Some(place)));
             events.extend(emits.iter().cloned());
         }
     }

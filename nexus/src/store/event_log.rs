@@ -129,9 +129,10 @@ struct Shape {
 
 /// Appends `events` and enqueues them; completes messages in the same statement.
 ///
-/// `source[i]` is the message whose handler returned event `i`: the event is stored only if that
-/// message is completed; with `None` if any is. `None` as a result means that the plan is no longer in force and that
-/// nothing was stored.
+/// `source[i]` is the completion, counted from 1, whose handler returned event `i`: the event is stored only
+/// if that one is made; with `None` if any is. The message alone would not do: two claims of one message by
+/// one node can be completed together, and only what the newer one returned counts. `None` as a result means
+/// that the plan is no longer in force and that nothing was stored.
 pub(crate) async fn emit(
     connection: &mut PgConnection,
     statements: &Statements,
@@ -334,7 +335,7 @@ impl Shape {
             arrays = format!(", {}::bigint[]", parameters.source);
             columns.push_str(", source");
             only_completed = "and case when e.source is null then exists (select from d)
-                                        else e.source in (select msg_id from d) end";
+                                        else e.source in (select n from d) end";
         }
         if self.keyed {
             arrays = format!("{arrays}, {}::text[]", parameters.keys);
@@ -385,9 +386,9 @@ fn complete_step(
     format!(
         "d as (
              delete from {table} q
-             using unnest({msg_ids}::bigint[], {read_cts}::int[]) as c (msg_id, read_ct)
+             using unnest({msg_ids}::bigint[], {read_cts}::int[]) with ordinality as c (msg_id, read_ct, n)
              where q.msg_id = c.msg_id and q.read_ct = c.read_ct and exists (select from v) {condition}
-             returning q.msg_id
+             returning q.msg_id, c.n
          )",
         table = table(queue),
         condition = within.condition()
@@ -479,4 +480,78 @@ fn queue_step(index: usize, queue: &str) -> String {
         table = table(queue),
         literal = queue.replace('\'', "''")
     )
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::TestDatabase;
+
+    /// A node whose connection was silent for a while claims a message again that it has handled and not
+    /// completed yet. Both completions then wait, and may be sent together.
+    #[tokio::test]
+    async fn of_two_claims_completed_together_only_the_newer_one_emits() {
+        let database = TestDatabase::new().await;
+        let mut connection = database.pool().await.acquire().await.unwrap();
+        for statement in [
+            "select core.ensure_group('demo', 'default')",
+            "select pgmq.send('core_events_demo', '{}'::jsonb, '{}'::jsonb, 0)",
+            "update pgmq.q_core_events_demo set read_ct = 2",
+        ] {
+            sqlx::query(statement)
+                .execute(&mut *connection)
+                .await
+                .unwrap();
+        }
+        let msg_id: i64 = sqlx::query_scalar("select msg_id from pgmq.q_core_events_demo")
+            .fetch_one(&mut *connection)
+            .await
+            .unwrap();
+        let plan = Plan::load(&mut connection, "demo", true)
+            .await
+            .unwrap()
+            .unwrap();
+        let emitter = Emitter {
+            namespace: "demo",
+            producer: "test",
+            idempotency_ms: 1_000,
+            is_kept: true,
+        };
+        let returned = |by: &str| Outgoing {
+            event_type: "fact.told".to_owned(),
+            event_version: 1,
+            payload: format!("{{\"by\": \"{by}\"}}"),
+            key: None,
+            idempotency_key: None,
+            correlation_id: None,
+            causation_id: None,
+            traceparent: None,
+            tracestate: None,
+            delay: None,
+        };
+        let completion = Completion {
+            within: Within::Statement,
+            queue: "core_events_demo",
+            msg_ids: &[msg_id, msg_id],
+            read_cts: &[1, 2],
+        };
+        let stored = emit(
+            &mut connection,
+            &Statements::default(),
+            &plan,
+            emitter,
+            &[returned("the older"), returned("the newer")],
+            Some(completion),
+            &[Some(1), Some(2)],
+        )
+        .await
+        .unwrap()
+        .unwrap();
+        assert_eq!(stored.completed, [msg_id]);
+        let told: Vec<String> = sqlx::query_scalar("select payload ->> 'by' from core.event_log")
+            .fetch_all(&mut *connection)
+            .await
+            .unwrap();
+        assert_eq!(told, ["the newer"]);
+    }
 }

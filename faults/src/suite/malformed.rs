@@ -126,8 +126,6 @@ fn kinds() -> Vec<(String, Option<Value>)> {
         ("subscription", json!("mine")),
         ("subscription", json!({})),
         ("subscription", Value::Null),
-        ("traceparent", json!({ "a": 1 })),
-        ("traceparent", json!(7)),
         ("abandoned", json!(10)),
         ("abandoned", json!(-3.5)),
     ] {

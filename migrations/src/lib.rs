@@ -2,8 +2,11 @@
 //!
 //! [`up`] brings a database to the newest version, [`verify`] only looks whether it is there, and
 //! [`down`] goes back. The files are applied in order, each in a transaction of its own together
-//! with its row in `core.schema_migrations`, under an advisory lock, so that any number of
+//! with its row in `core.schema_migrations`, under a lock on that table, so that any number of
 //! processes may start at once. Tables of the application and its own migrations are not touched.
+//!
+//! All that is made belongs to the owner of schema `core`, whoever applies the files: the owner, a
+//! member of that role, or a superuser. Other roles verify.
 //!
 //! The queues are pgmq's. Where the server offers the extension, it is created; elsewhere pgmq's
 //! own SQL is installed, which needs no rights beyond those to create a schema.
@@ -61,6 +64,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     13 "0013_dead_letters",
     14 "0014_replays",
     15 "0015_retire",
+    16 "0016_roles",
 ];
 
 /// The version that this build works with.
@@ -75,8 +79,12 @@ const OLDEST_SERVER: i32 = 15_00_00;
 /// Oldest supported pgmq: from here on its SQL can be upgraded without the extension.
 const OLDEST_PGMQ: (u32, u32) = (1, 8);
 
-/// Any 64-bit number will do, as long as nobody else uses it.
+/// Serializes processes while there is no table to lock. Any 64-bit number will do, as long as nobody
+/// else uses it.
 const LOCK: i64 = 0x006e_6578_7573_0001;
+
+/// How long to wait for other migrations, unless the connection says otherwise.
+const LOCK_TIMEOUT: &str = "5min";
 
 /// Why the schema is not what this build needs. Every step that is not mentioned as done was
 /// rolled back.
@@ -99,15 +107,31 @@ pub enum MigrateError {
         /// The newest version of this build.
         known: i32,
     },
-    /// Start an app whose role may migrate, or run the migrations with such a role.
-    #[error(
-        "the schema has version {found}, this build needs {needed}: run the migrations with a role that may create schemas"
-    )]
+    /// The schema is missing or older than this build needs, and was not brought there: the text says
+    /// which role has to do it.
+    #[error("{}", too_old(*.found, *.needed, .role, .owner.as_deref(), *.may_migrate))]
+    #[non_exhaustive]
     SchemaTooOld {
         /// The version in the database; 0 if there is no schema.
         found: i32,
         /// The version of this build.
         needed: i32,
+        /// The role that connected.
+        role: String,
+        /// The role that owns the schema; `None` if there is none.
+        owner: Option<String>,
+        /// Whether the role that connected has the owner's rights.
+        may_migrate: bool,
+    },
+    /// Another session holds the lock of migrations. Wait until it is done, or end it.
+    #[error(
+        "other migrations are not done yet: {holder} holds their lock: wait for it or end it, then start again"
+    )]
+    Locked {
+        /// The session and its role.
+        holder: String,
+        /// What the server reported.
+        source: sqlx::Error,
     },
     /// The database was migrated by a build whose file was another: one in development. Use another
     /// database, or delete the data of the embedded one.
@@ -166,49 +190,70 @@ pub enum MigrateError {
     },
 }
 
+fn too_old(found: i32, needed: i32, role: &str, owner: Option<&str>, may_migrate: bool) -> String {
+    let migrate = "start an app of this build, or call `Database::migrate`,";
+    match owner {
+        Some(owner) if may_migrate => format!(
+            "the schema has version {found}, this build needs {needed}: {migrate} as role `{owner}`"
+        ),
+        Some(owner) => format!(
+            "the schema has version {found}, this build needs {needed}, and role `{role}` may not change it: {migrate} as role `{owner}`, which owns it"
+        ),
+        None => format!(
+            "there is no schema `core` in this database, this build needs version {needed}: {migrate} as a role with `create` on the database"
+        ),
+    }
+}
+
 fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> MigrateError {
     move |source| MigrateError::Database { doing, source }
 }
 
 /// Brings the schema to the newest version and returns how many steps were applied.
 ///
-/// Does nothing, and needs no rights beyond reading, if the schema is there already.
+/// Does nothing, and needs no rights beyond reading, if the schema is there already. A role that has
+/// not got the rights of the schema's owner only verifies.
 ///
 /// # Errors
 ///
-/// [`MigrateError`]; the steps before the one that failed stay applied.
+/// [`MigrateError`]; the steps before the one that failed stay applied. Waits up to five minutes for
+/// migrations of others, or for the `lock_timeout` of the connection.
 pub async fn up(options: &PgConnectOptions) -> Result<usize, MigrateError> {
     let mut connection = PgConnection::connect_with(options)
         .await
         .map_err(failed("connect to migrate"))?;
     check_server(&mut connection).await?;
-    if current_version(&mut connection).await? == newest_version() {
+    let mut from = current_version(&mut connection).await?;
+    if from == newest_version() {
         connection
             .close()
             .await
             .map_err(failed("close the migrating connection"))?;
         return Ok(0);
     }
+    if from > 0 && !may_migrate(&mut connection).await? {
+        return Err(old_schema(&mut connection, from).await?);
+    }
 
-    // Held by the session, so that it ends with the process at the latest.
-    sqlx::query("select pg_advisory_lock($1)")
-        .bind(LOCK)
-        .execute(&mut connection)
-        .await
-        .map_err(failed("wait for other migrations"))?;
-    // Another process may have done it while this one waited.
-    let from = current_version(&mut connection).await?;
     if from < 2 {
-        ensure_pgmq(&mut connection, options).await?;
+        lock_first(&mut connection).await?;
+        // Another process may have done it while this one waited.
+        from = current_version(&mut connection).await?;
+        if from < 2 {
+            ensure_pgmq(&mut connection, options).await?;
+        }
     }
     let steps = MIGRATIONS.iter().filter(|step| step.version > from);
     let mut applied = 0;
     for step in steps {
-        if let Err(error) = apply(&mut connection, step).await {
-            return Err(explain(&mut connection, error).await);
+        match apply(&mut connection, step).await {
+            Ok(true) => {
+                tracing::info!(migration = step.name, "applied a migration");
+                applied += 1;
+            }
+            Ok(false) => {}
+            Err(error) => return Err(explain(&mut connection, error).await),
         }
-        tracing::info!(migration = step.name, "applied a migration");
-        applied += 1;
     }
     connection
         .close()
@@ -226,12 +271,153 @@ pub async fn verify(connection: &mut PgConnection) -> Result<(), MigrateError> {
     check_server(connection).await?;
     let found = current_version(connection).await?;
     if found < newest_version() {
-        return Err(MigrateError::SchemaTooOld {
-            found,
-            needed: newest_version(),
-        });
+        return Err(old_schema(connection, found).await?);
     }
     Ok(())
+}
+
+async fn old_schema(
+    connection: &mut PgConnection,
+    found: i32,
+) -> Result<MigrateError, MigrateError> {
+    let doing = "ask for the owner of the schema";
+    let (role, owner) = sqlx::query_as(
+        "select current_user::text, (select pg_get_userbyid(nspowner)::text from pg_namespace where nspname = 'core')",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(failed(doing))?;
+    Ok(MigrateError::SchemaTooOld {
+        found,
+        needed: newest_version(),
+        role,
+        owner,
+        may_migrate: may_migrate(connection).await?,
+    })
+}
+
+/// Whether the role is the owner of the schema, a member of it, or a superuser.
+async fn may_migrate(connection: &mut PgConnection) -> Result<bool, MigrateError> {
+    sqlx::query_scalar(
+        "select coalesce((select pg_has_role(nspowner, 'member') from pg_namespace where nspname = 'core'), false)",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(failed("ask for the owner of the schema"))
+}
+
+/// Serializes the processes that find no schema, until the session ends.
+async fn lock_first(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let waited = async {
+        limit_lock_timeout(connection).await?;
+        sqlx::query("select pg_advisory_lock($1)")
+            .bind(LOCK)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::raw_sql("reset lock_timeout")
+            .execute(&mut *connection)
+            .await
+    };
+    match waited.await {
+        Ok(_) => Ok(()),
+        Err(source) => Err(locked(
+            connection,
+            source,
+            &format!("locktype = 'advisory' and classid::bigint << 32 | objid::bigint = {LOCK}"),
+        )
+        .await),
+    }
+}
+
+/// Waits for a limited time, unless the connection has a limit of its own. True if it had none.
+async fn limit_lock_timeout(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query(
+        "select set_config('lock_timeout', $1, false) where current_setting('lock_timeout') = '0'",
+    )
+    .bind(LOCK_TIMEOUT)
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected() > 0)
+}
+
+/// Names whoever holds the lock, if that is what went wrong.
+async fn locked(connection: &mut PgConnection, source: sqlx::Error, which: &str) -> MigrateError {
+    let code = source
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code);
+    if code.as_deref() != Some("55P03") {
+        return failed("wait for other migrations")(source);
+    }
+    let text = format!(
+        "select string_agg(format('session %s of role `%s`', pid, usename), ', ' order by pid)
+         from pg_locks join pg_stat_activity using (pid)
+         where granted and database = (select oid from pg_database where datname = current_database())
+           and {which}"
+    );
+    let holder: sqlx::Result<Option<String>> = sqlx::query_scalar(AssertSqlSafe(text))
+        .fetch_one(connection)
+        .await;
+    MigrateError::Locked {
+        holder: holder
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| "another session".to_owned()),
+        source,
+    }
+}
+
+/// Takes the lock of migrations until the transaction ends, and the place of the schema's owner. Only the
+/// owner can take this lock, whereas one by a number could be held by anybody.
+async fn enter(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let owner: Option<String> = sqlx::query_scalar(
+        "select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace
+         where nspname = 'core' and nspowner <> current_user::regrole
+           -- A session that has given up rights by `set role` gets none back here.
+           and pg_has_role(nspowner, 'member')",
+    )
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(failed("ask for the owner of the schema"))?;
+    if let Some(owner) = owner {
+        sqlx::raw_sql(AssertSqlSafe(format!("set local role {owner}")))
+            .execute(&mut *connection)
+            .await
+            .map_err(failed("become the owner of the schema"))?;
+    }
+    let mut tx = connection
+        .begin()
+        .await
+        .map_err(failed("wait for other migrations"))?;
+    let waited = async {
+        let is_limited = limit_lock_timeout(&mut tx).await?;
+        sqlx::raw_sql("lock table core.schema_migrations in share row exclusive mode")
+            .execute(&mut *tx)
+            .await?;
+        if is_limited {
+            sqlx::raw_sql("set lock_timeout = 0")
+                .execute(&mut *tx)
+                .await?;
+        }
+        Ok(())
+    };
+    match waited.await {
+        Ok(()) => tx
+            .commit()
+            .await
+            .map_err(failed("wait for other migrations")),
+        Err(source) => {
+            // The savepoint, so that the holder can still be asked for.
+            tx.rollback()
+                .await
+                .map_err(failed("wait for other migrations"))?;
+            Err(locked(
+                connection,
+                source,
+                "relation = 'core.schema_migrations'::regclass and mode not in ('AccessShareLock', 'RowShareLock')",
+            )
+            .await)
+        }
+    }
 }
 
 /// Takes the schema back to `version`; 0 removes it, with the queues and all that is in them.
@@ -244,11 +430,6 @@ pub async fn down(options: &PgConnectOptions, version: i32) -> Result<usize, Mig
     let mut connection = PgConnection::connect_with(options)
         .await
         .map_err(failed("connect to migrate"))?;
-    sqlx::query("select pg_advisory_lock($1)")
-        .bind(LOCK)
-        .execute(&mut connection)
-        .await
-        .map_err(failed("wait for other migrations"))?;
     let from = current_version(&mut connection).await?;
     let mut reverted = 0;
     for step in MIGRATIONS
@@ -256,10 +437,10 @@ pub async fn down(options: &PgConnectOptions, version: i32) -> Result<usize, Mig
         .rev()
         .filter(|step| step.version <= from && step.version > version)
     {
-        if let Err(error) = revert(&mut connection, step).await {
-            return Err(explain(&mut connection, error).await);
+        match revert(&mut connection, step).await {
+            Ok(is_reverted) => reverted += usize::from(is_reverted),
+            Err(error) => return Err(explain(&mut connection, error).await),
         }
-        reverted += 1;
     }
     connection
         .close()
@@ -268,12 +449,19 @@ pub async fn down(options: &PgConnectOptions, version: i32) -> Result<usize, Mig
     Ok(reverted)
 }
 
-async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<(), MigrateError> {
+/// False if another process has applied it meanwhile.
+async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<bool, MigrateError> {
     let wrong = |source| MigrateError::Apply {
         name: step.name,
         source,
     };
     let mut tx = connection.begin().await.map_err(wrong)?;
+    if step.version > 1 {
+        enter(&mut tx).await?;
+        if is_applied(&mut tx, step).await.map_err(wrong)? {
+            return Ok(false);
+        }
+    }
     pin_search_path(&mut tx).await.map_err(wrong)?;
     sqlx::raw_sql(step.up)
         .execute(&mut *tx)
@@ -286,15 +474,37 @@ async fn apply(connection: &mut PgConnection, step: &Migration) -> Result<(), Mi
         .execute(&mut *tx)
         .await
         .map_err(wrong)?;
-    tx.commit().await.map_err(wrong)
+    // What the step has added is granted to the roles that are bound to namespaces.
+    sqlx::raw_sql(
+        "do $$ begin
+             if to_regproc('core.refresh_roles') is not null then perform core.refresh_roles(); end if;
+         end $$",
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(wrong)?;
+    tx.commit().await.map_err(wrong)?;
+    Ok(true)
 }
 
-async fn revert(connection: &mut PgConnection, step: &Migration) -> Result<(), MigrateError> {
+async fn is_applied(connection: &mut PgConnection, step: &Migration) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select exists (select from core.schema_migrations where version = $1)")
+        .bind(step.version)
+        .fetch_one(connection)
+        .await
+}
+
+/// False if another process has taken it back meanwhile.
+async fn revert(connection: &mut PgConnection, step: &Migration) -> Result<bool, MigrateError> {
     let wrong = |source| MigrateError::Apply {
         name: step.name,
         source,
     };
     let mut tx = connection.begin().await.map_err(wrong)?;
+    enter(&mut tx).await?;
+    if !is_applied(&mut tx, step).await.map_err(wrong)? {
+        return Ok(false);
+    }
     pin_search_path(&mut tx).await.map_err(wrong)?;
     sqlx::raw_sql(step.down)
         .execute(&mut *tx)
@@ -308,7 +518,8 @@ async fn revert(connection: &mut PgConnection, step: &Migration) -> Result<(), M
             .await
             .map_err(wrong)?;
     }
-    tx.commit().await.map_err(wrong)
+    tx.commit().await.map_err(wrong)?;
+    Ok(true)
 }
 
 /// Keeps objects of other schemas from being taken for those that the files mean.
@@ -336,6 +547,8 @@ fn supported(version_num: i32, found: String) -> Result<(), MigrateError> {
     Ok(())
 }
 
+const READ: &str = "read the version of the schema";
+
 /// The version of the schema; 0 if there is none.
 async fn current_version(connection: &mut PgConnection) -> Result<i32, MigrateError> {
     // From the catalog: `to_regclass` raises for a role that may not use the schema, and its two
@@ -361,7 +574,7 @@ async fn current_version(connection: &mut PgConnection) -> Result<i32, MigrateEr
     let applied = match read {
         Ok(applied) => applied,
         Err(source) => {
-            let error = failed("read the version of the schema")(source);
+            let error = failed(READ)(source);
             return Err(explain(connection, error).await);
         }
     };
@@ -481,7 +694,7 @@ async fn pgmq_version(connection: &mut PgConnection) -> Result<Option<String>, M
 
 /// Turns "permission denied" into an error that says whose, where, and what to grant.
 async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateError {
-    let only_reads = matches!(error, MigrateError::Database { .. });
+    let only_reads = matches!(error, MigrateError::Database { doing: READ, .. });
     let (MigrateError::Apply { source, .. }
     | MigrateError::Database { source, .. }
     | MigrateError::Pgmq(pgmq::PgmqError::DatabaseError(source))) = &error
@@ -496,33 +709,30 @@ async fn explain(connection: &mut PgConnection, error: MigrateError) -> MigrateE
     {
         return error;
     }
-    let names: Result<(String, String, String, String), _> = sqlx::query_as(
+    let names: Result<(String, String, String), _> = sqlx::query_as(
         "select current_user::text, current_database()::text,
-                quote_ident(current_user), quote_ident(current_database())",
+                case when $1 then format('select core.grant_namespace(%L, %L)', '<namespace>', current_user)
+                     -- The owner of a schema that this role has nothing to do with.
+                     else coalesce(
+                         (select format('grant %I to %I', pg_get_userbyid(nspowner), current_user) from pg_namespace
+                          where nspname = 'core' and not pg_has_role(nspowner, 'member')),
+                         format('grant create on database %I to %I', current_database(), current_user)) end",
     )
+    .bind(only_reads)
     .fetch_one(connection)
     .await;
     match (names, error) {
         (
-            Ok((role, database, quoted_role, quoted_database)),
+            Ok((role, database, grant)),
             MigrateError::Apply { source, .. }
             | MigrateError::Database { source, .. }
             | MigrateError::Pgmq(pgmq::PgmqError::DatabaseError(source)),
-        ) => {
-            let grant = if only_reads {
-                format!(
-                    "grant usage on schema core to {quoted_role}; grant select on core.schema_migrations to {quoted_role}"
-                )
-            } else {
-                format!("grant create on database {quoted_database} to {quoted_role}")
-            };
-            MigrateError::NotAllowed {
-                role,
-                database,
-                grant,
-                source,
-            }
-        }
+        ) => MigrateError::NotAllowed {
+            role,
+            database,
+            grant,
+            source,
+        },
         (_, error) => error,
     }
 }

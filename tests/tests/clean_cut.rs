@@ -414,13 +414,10 @@ async fn another_event_type_is_a_new_cut() {
 async fn sessions_that_hide_their_state_are_waited_for() {
     let (_database, pool) = without_apps().await;
     // To a role that may not read statistics, sessions of others show neither state nor type.
-    sqlx::raw_sql(
-        "grant usage on schema core, pgmq to pg_signal_backend;
-         grant all on all tables in schema core, pgmq to pg_signal_backend",
-    )
-    .execute(&pool)
-    .await
-    .unwrap();
+    sqlx::raw_sql("select core.grant_namespace('demo', 'pg_signal_backend')")
+        .execute(&pool)
+        .await
+        .unwrap();
     let mut open = pool.acquire().await.unwrap();
     execute(&mut open, "begin").await;
     emit_by_sql(&mut open, 1).await;

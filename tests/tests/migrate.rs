@@ -67,6 +67,13 @@ async fn catalog(database: &TestDatabase, schemas: &str) -> Vec<String> {
          from pg_proc p join schemas s on s.oid = p.pronamespace where p.prokind in ('f', 'p')
          union all
          select format('type %s', t.oid::regtype) from pg_type t join schemas s on s.oid = t.typnamespace
+         union all
+         select format('rows of %s are secured %s %s', c.oid::regclass, c.relrowsecurity, c.relforcerowsecurity)
+         from relations c where c.relkind in ('r', 'p')
+         union all
+         select format('policy %s on %s %s %s %s %s', p.polname, c.oid::regclass, p.polcmd, p.polroles,
+                       pg_get_expr(p.polqual, c.oid), pg_get_expr(p.polwithcheck, c.oid))
+         from pg_policy p join relations c on c.oid = p.polrelid
          order by 1",
     )
     .bind(schemas)
@@ -239,15 +246,18 @@ async fn up_does_nothing_and_needs_nothing_when_it_is_there() {
                 .contains("permission denied for schema core"),
             "{error}"
         );
+        let pool = database.pool().await;
+        execute(&pool, &grant.replace("<namespace>", "demo")).await;
+        verify(&mut connection).await.unwrap();
         execute(
-            &database.pool().await,
-            &format!("{grant}; revoke usage on schema core from {role}"),
+            &pool,
+            &format!("select core.revoke_namespace('demo', '{role}')"),
         )
         .await;
     }
     execute(
         &database.pool().await,
-        "grant usage on schema core to pg_signal_backend; grant select on core.schema_migrations to pg_signal_backend",
+        "select core.grant_namespace('demo', 'pg_signal_backend', 'read')",
     )
     .await;
     verify(&mut connection).await.unwrap();
@@ -285,7 +295,13 @@ async fn a_role_without_rights_is_told_so() {
         .unwrap();
     let error = verify(&mut connection).await.unwrap_err();
     assert!(
-        matches!(error, MigrateError::SchemaTooOld { found: 0, needed } if needed == newest_version()),
+        matches!(error, MigrateError::SchemaTooOld { found: 0, needed, .. } if needed == newest_version()),
+        "{error}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("as a role with `create` on the database"),
         "{error}"
     );
 

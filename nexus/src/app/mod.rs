@@ -185,15 +185,22 @@ pub enum StartError {
         /// This program.
         this: String,
     },
-    /// A live node of another namespace has the same id. Choose another `CORE_NODE_ID`.
-    #[error(
-        "node id `{node}` is used by a live node in namespace `{namespace}`: choose another CORE_NODE_ID"
-    )]
+    /// A node of another namespace has the same id. Choose another `CORE_NODE_ID`.
+    #[error("node id `{node}` is used by {holder}: choose another CORE_NODE_ID")]
     NodeIdTaken {
         /// The id.
         node: String,
-        /// Where it is used.
+        /// Who has it, as far as the role may see.
+        holder: String,
+    },
+    /// The role may not run apps in the namespace. The source says which statement binds it, and who has
+    /// to run it.
+    #[error("the role may not run an app in namespace `{namespace}`")]
+    Denied {
+        /// The namespace.
         namespace: String,
+        /// What the database answered.
+        source: sqlx::Error,
     },
     /// A live app declares an event type, handler or scheduled task of this name differently.
     #[error("{what} is declared differently by app `{other}` and by app `{this}`: {advice}")]

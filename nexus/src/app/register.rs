@@ -113,7 +113,12 @@ async fn register_in_time(
             "a newer build of this app is running, it defines subscriptions and schedules"
         );
     }
-    let epoch = nodes::register(&mut tx, &node).await.map_err(&wrong)?;
+    let Some(epoch) = nodes::register(&mut tx, &node).await.map_err(&wrong)? else {
+        return Err(StartError::NodeIdTaken {
+            node: node.id,
+            holder: "a node in another namespace".to_owned(),
+        });
+    };
     tx.commit().await.map_err(&wrong)?;
     connection.give_back().await.map_err(&wrong)?;
     Ok(Registered {
@@ -147,6 +152,10 @@ async fn ensure_groups(
             .await
             .map_err(|source| match store::refusal(&source) {
                 Some(reason) => StartError::Name { reason },
+                None if store::is_denied(&source) => StartError::Denied {
+                    namespace: namespace.to_owned(),
+                    source,
+                },
                 None => failed("create a queue")(source),
             })?;
         queues.insert(group.to_owned(), queue);
@@ -187,7 +196,7 @@ async fn check(
     {
         return Err(StartError::NodeIdTaken {
             node: node.id.clone(),
-            namespace: elsewhere,
+            holder: format!("a live node in namespace `{elsewhere}`"),
         });
     }
     let conflict = |what, other, advice| {

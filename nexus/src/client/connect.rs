@@ -1,6 +1,5 @@
 use std::{
     fmt,
-    str::FromStr,
     time::{Duration, Instant},
 };
 
@@ -133,7 +132,7 @@ impl Database {
             let reason = format!("it begins with {scheme}://");
             return Err(refused(sqlx::Error::Configuration(reason.into())));
         }
-        let options = PgConnectOptions::from_str(url).map_err(refused)?;
+        let options = super::url::options(url, source).map_err(refused)?;
         Ok(Self {
             // A pooler refuses a setting at the start of a session that it does not know of; since
             // PostgreSQL 12 the server's default is as good.
@@ -178,7 +177,8 @@ impl Database {
             return Err(self.migrates_pooled(None));
         }
         self.refuse_hidden_pooler().await?;
-        nexus_migrations::up(&self.options)
+        // Boxed, because it would make a large future of every start.
+        Box::pin(nexus_migrations::up(&self.options))
             .await
             .map(drop)
             .map_err(ConnectError::Schema)

@@ -5,6 +5,7 @@
 //! - [`Tx`] is a transaction with emits in it.
 //! - [`Retired`] is what becomes of a subscription that no build declares.
 //! - [`Replay`] delivers events of the log once more.
+//! - [`Access`] is what a role may do in a namespace, which [`Database`] grants and revokes.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - `wake` tells workers that there is something to do.
 
@@ -19,8 +20,10 @@ mod lent;
 mod operate;
 mod replays;
 mod retire;
+mod roles;
 mod schedules;
 mod tx;
+mod url;
 mod wake;
 
 pub use connect::{ConnectError, Database};
@@ -39,6 +42,7 @@ pub(crate) use lent::{
 pub use operate::{OperateError, Subscription};
 pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus};
 pub use retire::{Leftovers, RetireError, Retired};
+pub use roles::{Access, CreatedRole, RoleError};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;

@@ -471,11 +471,12 @@ fn queue_step(index: usize, queue: &str) -> String {
              select core.now(), b.body,
                     core.headers(b.event_id, b.event_version, s.subscription_id, s.handler, b.trace)
              from b join core.subscriptions s
-                 on s.namespace = $1 and s.event_type = b.event_type and s.queue_name = '{queue}'
+                 on s.namespace = $1 and s.event_type = b.event_type and s.queue_name = '{literal}'
                      -- Versions that other handlers of the group take.
                      and b.event_version <> all (s.other_versions)
              order by b.event_id
          )",
-        table = table(queue)
+        table = table(queue),
+        literal = queue.replace('\'', "''")
     )
 }

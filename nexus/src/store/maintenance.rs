@@ -45,17 +45,21 @@ pub(crate) async fn ensure_partitions(connection: &mut PgConnection) -> sqlx::Re
 }
 
 /// Drops the partitions that ended longer ago than the retention, while emits go on. Returns their
-/// names. One process at a time; others find nothing to do.
+/// names. One process at a time; others find nothing to do, as does a role that is not the owner.
 pub(crate) async fn drop_expired_partitions(
     connection: &mut PgConnection,
     retention: Duration,
 ) -> sqlx::Result<Vec<String>> {
-    let locked: bool = sqlx::query_scalar(
-        "select pg_try_advisory_lock(hashtextextended('nexus: drop partitions', 0))",
+    let locked: Option<bool> = sqlx::query_scalar(
+        "select case when pg_has_role(core.owner(), 'usage')
+                then pg_try_advisory_lock(hashtextextended('nexus: drop partitions', 0)) end",
     )
     .fetch_one(&mut *connection)
     .await?;
-    if !locked {
+    if locked == Some(false) {
+        report_intruder(connection).await?;
+    }
+    if locked != Some(true) {
         return Ok(Vec::new());
     }
     // Detaching waits for every transaction that has used the log. It must not keep the caretaker
@@ -71,6 +75,27 @@ pub(crate) async fn drop_expired_partitions(
         .execute(connection)
         .await?;
     dropped
+}
+
+/// Any session can hold the lock; one that drops nothing would keep it from everybody.
+async fn report_intruder(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let intruder: Option<String> = sqlx::query_scalar(
+        "select core.name_sessions(array_agg(pid))
+         from pg_locks join pg_stat_activity a using (pid)
+         where locktype = 'advisory' and granted
+           and database = (select oid from pg_database where datname = current_database())
+           and classid::bigint << 32 | objid::bigint = hashtextextended('nexus: drop partitions', 0)
+           and not pg_has_role(a.usesysid, core.owner(), 'usage')
+         having count(*) > 0",
+    )
+    .fetch_optional(connection)
+    .await?;
+    if let Some(intruder) = intruder {
+        tracing::warn!(
+            "{intruder}, which does not own schema core, holds the lock for dropping expired partitions: end it"
+        );
+    }
+    Ok(())
 }
 
 async fn drop_expired(

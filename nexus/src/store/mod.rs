@@ -10,6 +10,7 @@
 //! - [`retirements`]: subscriptions that are given up, and what they leave behind.
 //! - [`pg_cron`]: what the server's extension is to fire.
 //! - [`maintenance`]: what has to be done from time to time.
+//! - [`roles`]: who may do what in which namespace.
 //! - [`notify`]: the doorbell.
 //! - [`horizon`]: who keeps the server from cleaning up.
 //!
@@ -28,6 +29,7 @@ pub(crate) mod queue;
 pub(crate) mod renames;
 pub(crate) mod replays;
 pub(crate) mod retirements;
+pub(crate) mod roles;
 pub(crate) mod scheduled_tasks;
 pub(crate) mod subscriptions;
 
@@ -241,10 +243,25 @@ pub(crate) async fn despite_conflicts<T, F: Future<Output = sqlx::Result<T>>>(
     }
 }
 
+/// Whether the role may not do what it tried.
+pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
+    code(error).as_deref() == Some("42501")
+}
+
 /// What a check of ours in the schema says of a name; it names the reason.
 pub(crate) fn refusal(error: &sqlx::Error) -> Option<String> {
     let error = error.as_database_error()?;
     matches!(error.code().as_deref(), Some("22023" | "23505")).then(|| error.message().to_owned())
+}
+
+/// The same of a role or its rights.
+pub(crate) fn refusal_of_roles(error: &sqlx::Error) -> Option<String> {
+    let error = error.as_database_error()?;
+    matches!(
+        error.code().as_deref(),
+        Some("22023" | "23505" | "42501" | "0LP01" | "55P03")
+    )
+    .then(|| error.message().to_owned())
 }
 
 /// Waits for an answer of the database for a limited time. Whose connection may be in the middle of a
@@ -267,13 +284,16 @@ pub(crate) fn no_answer() -> sqlx::Error {
 
 /// The table of a queue, for the text of a statement.
 pub(crate) fn table(queue: &str) -> String {
-    debug_assert!(
-        queue
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
-        "{queue} is not the name of a queue"
-    );
-    format!("pgmq.q_{queue}")
+    let is_name = queue
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    debug_assert!(is_name, "{queue} is not the name of a queue");
+    if is_name {
+        format!("pgmq.q_{queue}")
+    } else {
+        // The schema lets no such name in; if one should come all the same, it is not read as SQL.
+        "pgmq.q_".to_owned()
+    }
 }
 
 /// A time read as microseconds since 1970 (`extract(epoch from …) * 1000000`).

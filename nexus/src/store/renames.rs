@@ -1,7 +1,7 @@
 //! Handlers that got another name: their subscription, and then the messages and dead letters that
 //! still carry the old one.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
 
 use super::{JsonText, maintenance, replays, table};
@@ -152,14 +152,12 @@ pub(crate) async fn apply(
             maintenance::settle_subscriptions(connection, namespace).await?;
         }
         replays::give_to_handler(connection, namespace, group, former, handler).await?;
-        sqlx::query(
-            "delete from core.subscriptions where namespace = $1 and group_name = $2 and handler = $3",
-        )
-        .bind(namespace)
-        .bind(group)
-        .bind(former)
-        .execute(&mut *connection)
-        .await?;
+        sqlx::query("select core.remove_subscription($1, $2, $3)")
+            .bind(namespace)
+            .bind(group)
+            .bind(former)
+            .execute(&mut *connection)
+            .await?;
     } else {
         sqlx::query(
             "update core.subscriptions set handler = $4, event_type = $5, app = $6
@@ -203,7 +201,9 @@ async fn remember(
         handler,
         ..
     } = rename;
-    forget(connection, namespace, group, handler).await?;
+    // A name that is a handler again stands for no other one.
+    let itself = json!([{ "group": group, "handler": handler }]);
+    forget_names_in_use(connection, namespace, &itself).await?;
     sqlx::query(
         "insert into core.renames (namespace, group_name, former, handler) values ($1, $2, $3, $4)
          on conflict (namespace, group_name, former) do update
@@ -246,22 +246,6 @@ async fn remember(
     .map(drop)
 }
 
-/// A name that is a handler again stands for no other one.
-async fn forget(
-    connection: &mut PgConnection,
-    namespace: &str,
-    group: &str,
-    name: &str,
-) -> sqlx::Result<()> {
-    sqlx::query("delete from core.renames where namespace = $1 and group_name = $2 and former = $3")
-        .bind(namespace)
-        .bind(group)
-        .bind(name)
-        .execute(connection)
-        .await
-        .map(drop)
-}
-
 /// Names that are handlers of their own stand for no others. `handlers` is what `core.subscribe`
 /// takes.
 pub(crate) async fn forget_names_in_use(
@@ -270,15 +254,12 @@ pub(crate) async fn forget_names_in_use(
     handlers: &Value,
 ) -> sqlx::Result<()> {
     let handlers = handlers.to_string();
-    sqlx::query(
-        "delete from core.renames r using jsonb_array_elements($2) h
-         where r.namespace = $1 and r.group_name = h ->> 'group' and r.former = h ->> 'handler'",
-    )
-    .bind(namespace)
-    .bind(JsonText(&handlers))
-    .execute(connection)
-    .await
-    .map(drop)
+    sqlx::query("select core.forget_renames($1, $2)")
+        .bind(namespace)
+        .bind(JsonText(&handlers))
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// A former name of a handler, and where what carries it lies.
@@ -389,7 +370,8 @@ pub(crate) async fn move_messages(
                -- The emit has sent the handler the event, or its clean cut owes it: the latter is the
                -- condition of core.settle_subscriptions.
                and exists (select from core.renames r
-                           join core.event_log l on l.event_id = b.event_id
+                           -- Another namespace may have used the same id, by hand.
+                           join core.event_log l on l.event_id = b.event_id and l.namespace = r.namespace
                            where r.namespace = $8 and r.group_name = $9 and r.former = $1 and r.handler = $2
                              and (l.subscriptions_version >= r.both_since
                                   or l.emitted_at >= r.both_at

@@ -336,12 +336,9 @@ pub(crate) async fn give_to_handler(
 
 /// Forgets replays that ended a month ago.
 pub(crate) async fn forget_old(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<()> {
-    sqlx::query(
-        "delete from core.replays
-         where namespace = $1 and finished_at < core.now() - interval '30 days'",
-    )
-    .bind(namespace)
-    .execute(connection)
-    .await
-    .map(drop)
+    sqlx::query("select core.forget_replays($1)")
+        .bind(namespace)
+        .execute(connection)
+        .await
+        .map(drop)
 }

@@ -551,15 +551,11 @@ pub(crate) async fn remove(
     namespace: &str,
     name: &str,
 ) -> sqlx::Result<bool> {
-    sqlx::query(
-        "delete from core.scheduled_tasks
-         where namespace = $1 and name = $2 and (app is null or removed_at is not null)",
-    )
-    .bind(namespace)
-    .bind(name)
-    .execute(connection)
-    .await
-    .map(|done| done.rows_affected() > 0)
+    sqlx::query_scalar("select core.remove_task($1, $2)")
+        .bind(namespace)
+        .bind(name)
+        .fetch_one(connection)
+        .await
 }
 
 /// What became of a due time, or of several that were left out.

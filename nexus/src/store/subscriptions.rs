@@ -43,9 +43,9 @@ pub(crate) async fn restore_queues(
     .map(drop)
 }
 
-/// Serializes registrations of a namespace until the transaction ends.
+/// Serializes registrations of a namespace until the transaction ends; see `core.lock_registrations`.
 pub(crate) async fn lock(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<()> {
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('nexus: register ' || $1, 0))")
+    sqlx::query("select core.lock_registrations($1)")
         .bind(namespace)
         .execute(connection)
         .await

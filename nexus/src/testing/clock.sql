@@ -2,6 +2,8 @@
 
 create table core.test_clock (shift interval not null, frozen_at timestamptz);
 insert into core.test_clock values ('0');
+-- Whoever may use the schema asks for the time.
+grant select on core.test_clock to public;
 
 create or replace function core.now() returns timestamptz
 language sql stable parallel safe

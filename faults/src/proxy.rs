@@ -58,7 +58,7 @@ pub(crate) const POINTS: [Point; 12] = [
         in_transaction: Some(true),
         ..point("emit in a transaction", "insert into core.event_log")
     },
-    point("claim", "read_ct = q.read_ct + 1"),
+    point("claim", "last_read_at = core.now()"),
     point("extend", "set vt = core.now() + $3 * interval"),
     Point {
         in_transaction: Some(false),

@@ -467,6 +467,8 @@ impl Scene {
     pub(crate) async fn end(mut self, played: anyhow::Result<()>, ticks: Ticks) -> Outcome {
         if let Err(error) = played {
             self.outcome.violation(format!("{error:#}"));
+            // What is only late is not to be counted as lost.
+            let _ = self.recover().await;
         }
         self.stop_all().await;
         if let Err(error) = audit::count(&self.pool, &self.ledger, ticks, &mut self.outcome).await {

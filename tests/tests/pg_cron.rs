@@ -392,17 +392,11 @@ async fn a_server_that_is_not_set_up_for_it_is_refused() {
         .unwrap()
         .shutdown()
         .await;
-    let admin = pool("_ADMIN").await;
-    for schema in ["core", "pgmq"] {
-        for grant in [
-            "usage, create on schema",
-            "all on all tables in schema",
-            "all on all sequences in schema",
-            "all on all functions in schema",
-        ] {
-            execute(&admin, &format!("grant {grant} {schema} to nexus_stranger")).await;
-        }
-    }
+    execute(
+        &pool("").await,
+        "select core.grant_namespace('setup', 'nexus_stranger')",
+    )
+    .await;
     let stranger = refusal(nightly(url("_STRANGER"))).await;
     assert!(
         stranger.contains(

@@ -188,7 +188,7 @@ impl Cluster {
             .context("could not run postgres")?;
         // Reads until we are gone, in whatever way, and then ends the server.
         let heir = Command::new("/bin/sh")
-            .args(["-c", "read -r line; kill -QUIT \"$1\"", "heir"])
+            .args(["-c", "read -r line; kill -QUIT \"$1\"; kill -CONT \"$1\"", "heir"])
             .arg(child.id().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -334,6 +334,8 @@ impl Drop for Postmaster {
             && let Some(pid) = Pid::from_raw(self.child.id().cast_signed())
         {
             let _ = kill_process(pid, Signal::QUIT);
+            // It may be frozen, by a fault that was interrupted.
+            let _ = kill_process(pid, Signal::CONT);
         }
         let _ = self.child.wait();
     }

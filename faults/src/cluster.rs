@@ -188,7 +188,11 @@ impl Cluster {
             .context("could not run postgres")?;
         // Reads until we are gone, in whatever way, and then ends the server.
         let heir = Command::new("/bin/sh")
-            .args(["-c", "read -r line; kill -QUIT \"$1\"; kill -CONT \"$1\"", "heir"])
+            .args([
+                "-c",
+                "read -r line; kill -QUIT \"$1\"; kill -CONT \"$1\"",
+                "heir",
+            ])
             .arg(child.id().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -371,6 +371,9 @@ fn launch(place: &Place, binaries: &Binaries, options: &Options, log: File) -> R
             command.args(["-c", setting]);
         }
     }
+    for setting in &options.settings {
+        command.arg("-c").arg(setting);
+    }
     let stderr = log.try_clone().map_err(Error::io("open the log twice"))?;
     let mut child = command
         .stdout(log)

@@ -30,6 +30,7 @@ pub struct Options {
     pub(crate) profile: Profile,
     pub(crate) data_folder: Option<PathBuf>,
     pub(crate) grace: Duration,
+    pub(crate) settings: Vec<String>,
     pub(crate) search_in: Option<Vec<PathBuf>>,
     pub(crate) download_major: u32,
     pub(crate) offline: bool,
@@ -64,6 +65,7 @@ impl Options {
             profile,
             data_folder: None,
             grace,
+            settings: Vec::new(),
             search_in: None,
             download_major: DEFAULT_MAJOR,
             offline: false,
@@ -86,6 +88,15 @@ impl Options {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
+        self
+    }
+
+    /// Starts the server with this setting of PostgreSQL, such as `shared_buffers` with `1GB`.
+    ///
+    /// Counts when this call starts the server. A server that is joined keeps its settings.
+    #[must_use]
+    pub fn setting(mut self, name: impl std::fmt::Display, value: impl std::fmt::Display) -> Self {
+        self.settings.push(format!("{name}={value}"));
         self
     }
 

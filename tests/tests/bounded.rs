@@ -210,6 +210,22 @@ async fn handlers_that_never_return_hold_up_nobody() {
     let small: Vec<Small> = (0..many).map(|number| Small { number }).collect();
     client.emit_all(&small).await.unwrap();
     until_handled(&pool, "small", many).await;
+    // A message that may kill its process would run alone, which it cannot for an hour.
+    let mut transaction = pool.begin().await.unwrap();
+    client
+        .emit_in(&mut transaction, &Small { number: many })
+        .await
+        .unwrap();
+    let suspected = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "update {QUEUE} set headers = headers || '{{\"abandoned\": 2}}' where headers ->> 'handler' = 'take_small'"
+    )));
+    let suspected = suspected.execute(&mut *transaction).await.unwrap();
+    assert_eq!(suspected.rows_affected(), 1);
+    transaction.commit().await.unwrap();
+    until_handled(&pool, "small", many + 1).await;
+    client.emit_all(&small[..100]).await.unwrap();
+    let many = many + 101;
+    until_handled(&pool, "small", many).await;
     // Both are still held, by their first claim.
     let held = format!(
         "from {QUEUE} where headers ->> 'handler' = 'never_return' and read_ct = 1

@@ -800,6 +800,39 @@ async fn a_verdict_is_stored_once_wherever_its_node_dies() {
 }
 
 #[tokio::test]
+async fn a_leap_ends_what_dead_nodes_held() {
+    let unreachable = OrderPlaced {
+        order_id: 1,
+        amount: -1,
+    };
+    let held = |app: &TestApp| {
+        let pool = app.pool().clone();
+        async move {
+            sqlx::query_scalar::<_, i64>(
+                "select count(*) from core.test_messages() where state = 'held'",
+            )
+            .fetch_one(&pool)
+            .await
+            .unwrap()
+        }
+    };
+    let places = [
+        Fault::crash(Point::Claimed),
+        Fault::crash("called"),
+        Fault::crash(Point::BeforeRetry),
+    ];
+    for place in places {
+        let app = TestApp::start(notifier().0).await;
+        let crash = app.arm(place);
+        app.client().emit(&unreachable).await.unwrap();
+        crash.reached().await;
+        assert_eq!(held(&app).await, 1, "{crash:?}");
+        app.advance(Duration::from_secs(11)).await;
+        assert_eq!(held(&app).await, 0, "{crash:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_tick_is_fired_once_wherever_its_node_dies() {
     for point in [Point::BeforeTick, Point::AfterTick] {
         let database = database().await;

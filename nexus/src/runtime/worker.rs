@@ -20,7 +20,6 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, mpsc};
 use super::{
     Node, Route,
     attempt::{self, Message},
-    points::Point,
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
@@ -64,6 +63,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a message that may kill its process keeps all others out at most: a handler that runs
 /// for an hour must not idle its node for so long.
 const ALONE_AT_MOST: Duration = Duration::from_secs(30);
+
+/// How long such a message waits for what runs to end, which keeps all others out as well. Then it runs
+/// beside what still does.
+const ALONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A handler gets no more messages while those that it holds, waiting or running, have so many bytes of
 /// payload: a hundred of the largest ones must not take the memory of the process.
@@ -172,9 +175,9 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
     // No claim before: after an error, and while a message runs alone.
     let mut rest_until = Instant::now();
     let mut looked_for_suspects_at: Option<Instant> = None;
-    // Completes when nothing else runs in this process. The buffers have to be emptied meanwhile,
-    // here and in the other workers, so nobody may wait for it without starting attempts.
-    let mut alone: Option<BoxFuture<'static, OwnedRwLockWriteGuard<()>>> = None;
+    // Completes when nothing else runs in this process, or has not ended in time. The buffers have to be
+    // emptied meanwhile, here and in the other workers, so nobody may wait for it without starting attempts.
+    let mut alone: Option<BoxFuture<'static, Option<OwnedRwLockWriteGuard<()>>>> = None;
     let mut runs_alone = false;
 
     while !node.stop.is_cancelled() {
@@ -212,7 +215,10 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
             if looked_for_suspects_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
                 looked_for_suspects_at = Some(Instant::now());
                 if claimer.has_suspect(&lanes).await {
-                    alone = Some(Box::pin(Arc::clone(&node.isolation).write_owned()));
+                    let guard = Arc::clone(&node.isolation).write_owned();
+                    alone = Some(Box::pin(async move {
+                        tokio::time::timeout(ALONE_WITHIN, guard).await.ok()
+                    }));
                 }
             }
             continue;
@@ -405,12 +411,12 @@ impl Claimer {
         Filled::Claimed(any)
     }
 
-    /// Starts one message that has lost its lease before; `alone` says that nothing else runs. False if
-    /// there was none.
+    /// Starts one message that has lost its lease before; `alone` says that nothing else runs, and keeps it
+    /// so. False if there was none.
     async fn start_suspect(
         &mut self,
         lanes: &mut [Lane],
-        alone: OwnedRwLockWriteGuard<()>,
+        mut alone: Option<OwnedRwLockWriteGuard<()>>,
         settler: &Settler,
         finished: &mpsc::UnboundedSender<usize>,
     ) -> bool {
@@ -420,7 +426,6 @@ impl Claimer {
             return false;
         };
         let mut any = false;
-        let mut alone = Some(alone);
         for claimed in claims.messages {
             let deadline = sent_at + self.node.settings.lease;
             let Some((index, (message, _))) = self.take_in(lanes, claimed, deadline, settler)
@@ -432,7 +437,8 @@ impl Claimer {
                 handler = lane.route.name(),
                 msg_id = message.lease.msg_id,
                 abandoned = message.delivery.meta.headers.abandoned,
-                "running a message alone, because it lost its lease repeatedly"
+                alone = alone.is_some(),
+                "running a message alone, or beside what did not end in time, because it lost its lease repeatedly"
             );
             lane.running += 1;
             let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
@@ -609,7 +615,11 @@ impl Claimer {
             claimed.any(|message| Headers::handler_in(&message.headers).as_deref() == Some(handler))
         };
         if !claims.messages.is_empty()
-            && let Err(error) = self.node.points.reach(Point::Claimed, is_of).await
+            && let Err(error) = self
+                .node
+                .points
+                .claimed(&self.queue, &claims.messages, is_of)
+                .await
         {
             self.failed(&error).await;
             return None;

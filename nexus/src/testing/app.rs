@@ -139,6 +139,7 @@ impl TestApp {
             database.install(at).await;
         }
         let node = &handle.running().node;
+        node.points.of_node(node.leases.clone());
         let member = Member {
             node_id: node.row.id.clone(),
             node: Arc::downgrade(node),
@@ -455,6 +456,7 @@ impl Deref for TestApp {
 impl Drop for TestApp {
     fn drop(&mut self) {
         if let Some(handle) = &self.handle {
+            self.member.points.note_left_behind();
             handle.running().abandon();
         }
     }

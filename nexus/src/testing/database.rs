@@ -342,13 +342,8 @@ impl TestDatabase {
     fn held_by_the_dead(&self) -> Value {
         self.members()
             .iter()
-            .filter(|member| member.is_gone())
-            .flat_map(|member| member.leases.of_queues())
-            .flat_map(|(queue, leases)| {
-                leases.into_iter().map(move |lease| {
-                    json!({ "queue": queue, "msg_id": lease.msg_id, "read_ct": lease.read_ct })
-                })
-            })
+            .flat_map(|member| member.points.left_behind())
+            .map(|(queue, msg_id, read_ct)| json!({ "queue": queue, "msg_id": msg_id, "read_ct": read_ct }))
             .collect()
     }
 }

@@ -383,12 +383,13 @@ fn held(message: &Waiting, members: &[Member]) -> Held {
             leases.any(|lease| (lease.msg_id, lease.read_ct) == (message.msg_id, message.read_ct))
         })
     });
-    // A node that has crashed holds no lease any more, but it knows what it had begun.
+    // A node that has crashed holds no lease any more.
     let holder = holder.or_else(|| {
         members.iter().find(|member| {
-            let points = &member.points;
-            let running = points.running(&message.queue, message.msg_id, message.read_ct);
-            member.is_gone() && running.is_some()
+            let mut left_behind = member.points.left_behind().into_iter();
+            left_behind.any(|(queue, msg_id, read_ct)| {
+                queue == message.queue && (msg_id, read_ct) == (message.msg_id, message.read_ct)
+            })
         })
     });
     let Some(member) = holder else {

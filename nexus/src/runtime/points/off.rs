@@ -3,7 +3,10 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{Point, Sleeper};
-use crate::runtime::{Route, attempt::Message, settle::Verdict};
+use crate::{
+    runtime::{Route, attempt::Message, settle::Verdict},
+    store::queue::Claimed,
+};
 
 /// Nothing: this build has no test kit.
 #[derive(Debug, Default)]
@@ -38,6 +41,15 @@ impl Points {
     pub(crate) async fn reach(
         &self,
         _point: Point,
+        _is_of: impl Fn(&str) -> bool,
+    ) -> sqlx::Result<()> {
+        Ok(())
+    }
+
+    pub(crate) async fn claimed(
+        &self,
+        _queue: &str,
+        _messages: &[Claimed],
         _is_of: impl Fn(&str) -> bool,
     ) -> sqlx::Result<()> {
         Ok(())

@@ -2,7 +2,7 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Point, Sleeper};
 use crate::{
     handler::{self, Checkpoints, Error},
-    runtime::{Route, attempt::Message, settle::Verdict},
+    runtime::{Leases, Route, attempt::Message, settle::Verdict},
+    store::queue::Claimed,
 };
 
 /// Where a test can interfere: a [`Point`] of the runtime, or a checkpoint of your own code by name.
@@ -134,9 +135,15 @@ pub(crate) struct Trap {
     pub(crate) hits: watch::Sender<u32>,
 }
 
+/// A claimed message: its queue, its id and the claim.
+type Held = (String, i64, i32);
+
 /// What a test knows of a node and does to it.
 #[derive(Debug, Default)]
 pub(crate) struct Points {
+    leases: OnceLock<Leases>,
+    /// What the node held when it ended, and nobody holds any more.
+    left_behind: Mutex<Vec<Held>>,
     /// Cancelled when the node crashes.
     life: CancellationToken,
     is_without_loops: AtomicBool,
@@ -190,9 +197,32 @@ impl Points {
         point: Point,
         is_of: impl Fn(&str) -> bool,
     ) -> sqlx::Result<()> {
+        self.reach_with(point, is_of, Vec::new).await
+    }
+
+    /// The node has claimed messages, and holds no leases of them yet.
+    pub(crate) async fn claimed(
+        &self,
+        queue: &str,
+        messages: &[Claimed],
+        is_of: impl Fn(&str) -> bool,
+    ) -> sqlx::Result<()> {
+        let in_hand = || {
+            let held = |message: &Claimed| (queue.to_owned(), message.msg_id, message.read_ct);
+            messages.iter().map(held).collect()
+        };
+        self.reach_with(Point::Claimed, is_of, in_hand).await
+    }
+
+    async fn reach_with(
+        &self,
+        point: Point,
+        is_of: impl Fn(&str) -> bool,
+        in_hand: impl FnOnce() -> Vec<Held>,
+    ) -> sqlx::Result<()> {
         match self.spring(&Place::Runtime(point), is_of) {
             None => Ok(()),
-            Some(Deed::Crash) => match self.die().await {},
+            Some(Deed::Crash) => match self.die(in_hand()).await {},
             Some(Deed::Panic) => panic!("panicked at `{point:?}`, as the test asked"),
             Some(Deed::Fail) => Err(sqlx::Error::Io(std::io::Error::new(
                 std::io::ErrorKind::ConnectionReset,
@@ -293,8 +323,9 @@ impl Points {
         Some(trap.deed)
     }
 
-    async fn die(&self) -> Infallible {
-        self.life.cancel();
+    async fn die(&self, in_hand: Vec<Held>) -> Infallible {
+        lock(&self.left_behind).extend(in_hand);
+        self.crash();
         std::future::pending().await
     }
 }
@@ -317,8 +348,32 @@ impl Points {
         lock(&self.traps).push(trap);
     }
 
+    pub(crate) fn of_node(&self, leases: Leases) {
+        // A node starts once.
+        let _ = self.leases.set(leases);
+    }
+
     pub(crate) fn crash(&self) {
+        self.note_left_behind();
         self.life.cancel();
+    }
+
+    /// The node is about to end: its leases go with what holds them.
+    pub(crate) fn note_left_behind(&self) {
+        let queues = self.leases.get().map(Leases::of_queues).unwrap_or_default();
+        let held = queues.into_iter().flat_map(|(queue, leases)| {
+            let held = leases
+                .into_iter()
+                .map(|lease| (lease.msg_id, lease.read_ct));
+            held.map(move |(msg_id, read_ct)| (queue.clone(), msg_id, read_ct))
+                .collect::<Vec<_>>()
+        });
+        lock(&self.left_behind).extend(held);
+    }
+
+    /// What the node held when it ended: queue, id, claim.
+    pub(crate) fn left_behind(&self) -> Vec<(String, i64, i32)> {
+        lock(&self.left_behind).clone()
     }
 
     pub(crate) fn has_crashed(&self) -> bool {
@@ -409,7 +464,7 @@ impl Checkpoints for Handling {
                     "failed at checkpoint `{name}`, as the test asked"
                 ))),
                 Some(Deed::Panic) => panic!("panicked at checkpoint `{name}`, as the test asked"),
-                Some(Deed::Crash) => match self.points.die().await {},
+                Some(Deed::Crash) => match self.points.die(Vec::new()).await {},
             }
         })
     }

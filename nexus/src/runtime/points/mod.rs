@@ -50,7 +50,6 @@ pub enum Point {
 #[cfg(not(feature = "testing"))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Point {
-    Claimed,
     BeforeCommit,
     AfterCommit,
     BeforeRetry,

@@ -638,7 +638,10 @@ async fn two_nodes_drive_one_replay_and_double_nothing() {
 #[tokio::test]
 async fn a_cancelled_replay_takes_back_what_waits() {
     let mut test = Test::new().await;
-    let node = test.start(["gated"]).await;
+    // The node holds a few messages at most, so that others wait in the queue.
+    let app = test.app(["gated"]).batch_size(5);
+    let app = app.database_url(test.database.url());
+    let node = nexus::start(app).await.unwrap();
     let client = node.client();
     // Nobody is subscribed to what is replayed but the gate.
     test.gate.add_permits(1_000);
@@ -651,7 +654,7 @@ async fn a_cancelled_replay_takes_back_what_waits() {
     let id = client.replay("gated").start().await.unwrap();
     until("messages wait", || async {
         let status = status(client, id).await;
-        (status.waiting > 1).then_some(())
+        (status.waiting > 20).then_some(())
     })
     .await;
     assert!(client.cancel_replay(id).await.unwrap());

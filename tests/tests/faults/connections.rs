@@ -77,8 +77,9 @@ async fn stops_although_the_database_is(line: Line) {
     test.gate.add_permits(1);
     let begun = Instant::now();
     stop(app).await;
+    // About 4 s; what has no bound takes for ever, and a busy machine its time.
     assert!(
-        begun.elapsed() < Duration::from_secs(15),
+        begun.elapsed() < Duration::from_mins(1),
         "{:?}",
         begun.elapsed()
     );

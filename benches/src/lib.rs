@@ -28,8 +28,35 @@ impl BenchServer {
     ///
     /// There is none, with the reason and what to do.
     pub fn start() -> anyhow::Result<Self> {
-        let source = nexus_embedded::resolve(&Options::dev())?;
+        let mut options = Options::dev()
+            .setting("shared_buffers", "1GB")
+            .setting("max_wal_size", "4GB")
+            .setting("checkpoint_timeout", "1h")
+            .setting("shared_preload_libraries", "pg_stat_statements");
+        // Not the server of the project, which has other settings and may be running.
+        if std::env::var_os("NEXUS_PG_DATA").is_none() {
+            options = options.data_folder("/var/tmp/nexus-bench");
+        }
+        let source = nexus_embedded::resolve(&options)?;
         Ok(Self { source })
+    }
+
+    /// What figures depend on.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached.
+    pub async fn settings(&self) -> anyhow::Result<serde_json::Value> {
+        let mut connection = PgConnection::connect(&self.source.url()).await?;
+        let settings = sqlx::query_scalar(
+            "select jsonb_object_agg(name, current_setting(name)) from pg_settings
+             where name in ('server_version', 'shared_buffers', 'fsync', 'synchronous_commit', 'full_page_writes',
+                            'max_wal_size', 'checkpoint_timeout', 'wal_compression', 'jit', 'shared_preload_libraries')",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        connection.close().await?;
+        Ok(settings)
     }
 
     /// Creates an empty database, which nothing else uses.
@@ -46,6 +73,12 @@ impl BenchServer {
         let (base, options) = server_url.split_once('?').unwrap_or((&server_url, ""));
         let (server, _) = base.rsplit_once('/').unwrap_or((base, ""));
         let url = format!("{server}/{name}?{options}");
+        // Counts statements where the server has it; without it they are not counted.
+        let _ = execute(
+            &url,
+            "create extension if not exists pg_stat_statements".to_owned(),
+        )
+        .await;
         Ok(BenchDatabase {
             name,
             url,

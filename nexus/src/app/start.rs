@@ -66,7 +66,7 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
         Box::pin(prepare_schema(&database, embedded.as_ref())).await?;
     }
     let pool = database.pool(config.pool_size).await?;
-    let own_pool = database.pool(OWN_CONNECTIONS).await?;
+    let own_pool = database.own_pool(OWN_CONNECTIONS).await?;
     prepare(std::mem::take(&mut app.preparations), &database, &pool).await?;
     let registered = register::register(&app, &config, &database, &pool).await?;
 

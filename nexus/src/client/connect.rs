@@ -23,6 +23,7 @@ pub struct Database {
     /// Where the URL came from, for messages.
     source: String,
     connect_timeout: Duration,
+    pool_size: u32,
     pooler: Pooler,
     doubt: Doubt,
 }
@@ -104,6 +105,9 @@ pub enum ConnectError {
 /// How long to wait for a connection from the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Most connections of a client without an app.
+const DEFAULT_POOL_SIZE: u32 = 10;
+
 /// How long one try to connect may take while a start waits for the database.
 const TRY_FOR: Duration = Duration::from_secs(10);
 
@@ -139,6 +143,7 @@ impl Database {
             options: options.application_name("nexus").extra_float_digits(None),
             source: source.to_owned(),
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            pool_size: DEFAULT_POOL_SIZE,
             pooler: Pooler::Session,
             doubt: Doubt::default(),
         })
@@ -158,6 +163,15 @@ impl Database {
     #[must_use]
     pub fn pooler(mut self, pooler: Pooler) -> Self {
         self.pooler = pooler;
+        self
+    }
+
+    /// Most connections of the pool of a [`Client`](crate::Client::connect); default 10, at least 2. As many emits
+    /// as that run at once. They are opened when they are needed, and closed after ten minutes without use. An app
+    /// has [`App::pool_size`](crate::App::pool_size).
+    #[must_use]
+    pub fn pool_size(mut self, connections: u32) -> Self {
+        self.pool_size = connections.max(2);
         self
     }
 
@@ -332,7 +346,23 @@ impl Database {
         lent::Lent::of(pool, self.pooler).await
     }
 
+    /// The pool for emits and handlers.
     pub(crate) async fn pool(&self, size: u32) -> Result<PgPool, ConnectError> {
+        self.pool_for(size, false).await
+    }
+
+    /// A pool for statements of our own alone. None of them is worth being compiled, which takes a second
+    /// where some of them take a millisecond.
+    pub(crate) async fn own_pool(&self, size: u32) -> Result<PgPool, ConnectError> {
+        self.pool_for(size, true).await
+    }
+
+    /// The pool of a client without an app.
+    pub(crate) async fn client_pool(&self) -> Result<PgPool, ConnectError> {
+        self.pool(self.pool_size).await
+    }
+
+    async fn pool_for(&self, size: u32, is_own: bool) -> Result<PgPool, ConnectError> {
         let (doubt, pooler) = (self.doubt.clone(), self.pooler);
         let pool = PgPoolOptions::new()
             .max_connections(size)
@@ -342,13 +372,16 @@ impl Database {
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {
                 let doubt = doubt.clone();
-                Box::pin(async move { Ok(doubt.trusts(connection, meta.age, pooler).await) })
+                Box::pin(async move { Ok(doubt.trusts(connection, meta, pooler).await) })
             });
         let pool = match self.pooler {
             // The setting would stay in a session that others get as well.
             Pooler::Transaction => pool,
-            Pooler::Session => pool.after_connect(|connection, _| {
+            Pooler::Session => pool.after_connect(move |connection, _| {
                 Box::pin(async move {
+                    if is_own {
+                        connection.execute("set jit = off").await?;
+                    }
                     // Makes the server notice within a second that we closed a connection, and stop
                     // the statement that runs on it. A server on Windows cannot; there the
                     // statement_timeout of the handler's transaction ends it.

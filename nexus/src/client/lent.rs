@@ -7,7 +7,8 @@ use std::{
 };
 
 use sqlx::{
-    Connection, PgConnection, PgPool, Postgres, SqlSafeStr, pool::PoolConnection,
+    Connection, PgConnection, PgPool, Postgres, SqlSafeStr,
+    pool::{PoolConnection, PoolConnectionMetadata},
     postgres::PgTransactionManager,
 };
 use sqlx_core::transaction::TransactionManager;
@@ -25,6 +26,10 @@ const PING: Duration = Duration::from_secs(2);
 
 /// The same behind a pooler in transaction mode, where it may have to wait for a session that is free.
 const POOLED_PING: Duration = Duration::from_secs(10);
+
+/// A connection that was used so lately is not asked whether it is alive: that costs as much as half a
+/// small statement. Who gets one that was lost since is as those whose statement was under way.
+const TRUSTED_FOR: Duration = Duration::from_millis(100);
 
 /// Connections that were made before a moment are not trusted any more.
 ///
@@ -48,19 +53,19 @@ impl Doubt {
         }
     }
 
-    /// Whether a connection of that age can be handed out.
+    /// Whether a connection can be handed out.
     pub(crate) async fn trusts(
         &self,
         connection: &mut PgConnection,
-        age: Duration,
+        meta: PoolConnectionMetadata,
         pooler: Pooler,
     ) -> bool {
         let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_some_and(|since| age >= since.elapsed()) {
+        if since.is_some_and(|since| meta.age >= since.elapsed()) {
             return false;
         }
-        // There a ping takes a session like any transaction, and one begins at once.
-        if pooler == Pooler::Transaction {
+        // Behind a pooler a ping takes a session like any transaction, and one begins at once.
+        if pooler == Pooler::Transaction || meta.idle_for < TRUSTED_FOR {
             return true;
         }
         match tokio::time::timeout(PING, connection.ping()).await {

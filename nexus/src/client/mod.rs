@@ -128,7 +128,7 @@ impl Client {
     /// A client for a program that only emits, in `namespace`, which is created if it is new.
     ///
     /// The schema must be there: start an app first, or call
-    /// [`Database::migrate`](Database::migrate). Opens up to four connections, and one to wake workers.
+    /// [`Database::migrate`](Database::migrate). Opens up to [`Database::pool_size`] connections, and one to wake workers.
     /// Payloads may have up to 1 MiB.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ impl Client {
     pub async fn connect(database: &Database, namespace: &str) -> Result<Self, ConnectError> {
         database.reach().await?;
         database.refuse_hidden_pooler().await?;
-        let pool = database.pool(4).await?;
+        let pool = database.client_pool().await?;
         database.verify(&pool).await?;
         let ensured = async {
             let mut lent = database.lend(&pool).await?;
@@ -208,7 +208,7 @@ impl Client {
     }
 
     /// The pool of connections, for statements of your own: [`App::pool_size`](crate::App::pool_size)
-    /// of them, or four after [`connect`](Self::connect). Emits and handlers' transactions share it. In
+    /// of them, or [`Database::pool_size`] after [`connect`](Self::connect). Emits and handlers' transactions share it. In
     /// a handler it is another connection than its `&mut Tx`.
     ///
     /// What you ask on it waits for the answer for as long as you do: put a timeout around it.

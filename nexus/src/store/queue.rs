@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
+use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr, postgres::PgRow};
 
 use super::{JsonText, micros, table};
 use crate::event::PastError;
@@ -129,10 +129,10 @@ pub(crate) async fn claim(
              end
          where q.msg_id = any (array(select msg_id from c where fits))
          returning q.msg_id, q.read_ct,
-             case when isfinite(q.enqueued_at) then (extract(epoch from q.enqueued_at) * 1000000)::bigint else 0 end,
+             q.enqueued_at,
              (select case when octet_length(b.body) > $6 then null else b.body end
               from (select q.message::text as body offset 0) b),
-             q.headers::text, (extract(epoch from core.now()) * 1000000)::bigint,
+             q.headers::text, core.now(),
              exists (select from c where not fits)"
     );
     let handlers: Vec<&str> = wants.iter().map(|want| want.handler.as_str()).collect();
@@ -153,12 +153,12 @@ pub(crate) async fn claim(
         .await?;
     let mut claims = Claims::default();
     for row in rows {
-        claims.at_micros = row.get(5);
+        claims.at_micros = time(&row, 5);
         claims.is_cut = row.get(6);
         claims.messages.push(Claimed {
             msg_id: row.get(0),
             read_ct: row.get(1),
-            enqueued_at_micros: row.get(2),
+            enqueued_at_micros: time(&row, 2),
             body: row.get(3),
             headers: row.get(4),
         });
@@ -170,19 +170,34 @@ pub(crate) async fn claim(
     Ok(claims)
 }
 
+/// A column with a time, in microseconds since 1970; 0 for one that is infinite. As the server sends it: to make a
+/// number of it there took longer than to find the row.
+fn time(row: &PgRow, column: usize) -> i64 {
+    /// From 1970 to 2000, from which the server counts.
+    const EPOCH: i64 = 946_684_800_000_000;
+    let value = row.try_get_raw(column).ok();
+    let bytes = value.and_then(|value| value.as_bytes().ok()?.try_into().ok());
+    match bytes.map(i64::from_be_bytes) {
+        None | Some(i64::MIN | i64::MAX) => 0,
+        Some(micros) => micros.saturating_add(EPOCH),
+    }
+}
+
 /// Prepares a connection for [`claim`].
 pub(crate) async fn prepare_to_claim(connection: &mut PgConnection) -> sqlx::Result<()> {
-    // A queue is often empty when it is analyzed; the plan made then must not be a sequential scan.
-    // That setting makes some plans look expensive enough to be compiled, which takes a hundred times
-    // longer than to run them.
-    sqlx::raw_sql("set enable_seqscan = off; set jit = off")
+    // A queue is often empty when it is analyzed; the plan made then must walk the index all the same, and
+    // neither scan the table nor sort what waits. The settings make some plans look expensive enough to be
+    // compiled, which takes a hundred times longer than to run them.
+    sqlx::raw_sql(
+        "set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; set jit = off",
+    )
         .execute(connection)
         .await
         .map(drop)
 }
 
 /// The same for one transaction.
-pub(crate) const TO_CLAIM: &str = "set local enable_seqscan = off; set local jit = off";
+pub(crate) const TO_CLAIM: &str = "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off; set local jit = off";
 
 /// Prepares the transaction in the same way.
 pub(crate) async fn walk_the_index(connection: &mut PgConnection) -> sqlx::Result<()> {

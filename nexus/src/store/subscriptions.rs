@@ -249,14 +249,22 @@ pub(crate) async fn unserved_versions(
     namespace: &str,
     row: &SubscriptionRow,
 ) -> sqlx::Result<Vec<(String, i64)>> {
-    // From one version to the next in the index of the queue: each costs a look, however many wait.
+    // From one version to the next in the index of the queue, around those that somebody runs: what was
+    // handled lately lies there still, and would be walked through. A version begins with a digit, hence
+    // `z` is above all.
     let text = format!(
-        "with recursive v (version) as (
-             (select m.headers ->> 'eventVersion' from {table} m
-              where m.headers ->> 'handler' = $3 order by m.headers ->> 'eventVersion' limit 1)
+        "with recursive served as materialized (
+             select distinct h ->> 'eventVersion' as version
+             from core.nodes n cross join jsonb_array_elements(n.handlers) h
+             where n.namespace = $1 and core.is_live(n.last_heartbeat)
+               and h ->> 'group' = $2 and h ->> 'handler' = $3
+         ), v (version) as (
+             (select '' union select version from served)
              union all
              select (select m.headers ->> 'eventVersion' from {table} m
                      where m.headers ->> 'handler' = $3 and m.headers ->> 'eventVersion' > v.version
+                       and m.headers ->> 'eventVersion'
+                           < coalesce((select min(s.version) from served s where s.version > v.version), 'z')
                      order by m.headers ->> 'eventVersion' limit 1)
              from v where v.version is not null
          )
@@ -266,10 +274,7 @@ pub(crate) async fn unserved_versions(
                  where m.headers ->> 'handler' = $3 and m.headers ->> 'eventVersion' = v.version
                  limit {MOST_COUNTED} + 1) counted)
          from v
-         where v.version is not null and not exists (
-             select from core.nodes n cross join jsonb_array_elements(n.handlers) h
-             where n.namespace = $1 and core.is_live(n.last_heartbeat)
-               and h ->> 'group' = $2 and h ->> 'handler' = $3 and h ->> 'eventVersion' = v.version)",
+         where v.version <> '' and v.version not in (select version from served)",
         table = table(&row.queue)
     );
     sqlx::query_as(AssertSqlSafe(text).into_sql_str())

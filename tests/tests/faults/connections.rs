@@ -196,6 +196,8 @@ async fn pooled_connections_that_fell_silent_cost_nobody_an_emit() {
     for emitted in emit_all().await {
         emitted.unwrap();
     }
+    // One that was used a moment ago is not asked whether it is alive.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     proxy.state.send(Line::Hole).unwrap();
     for emitted in emit_all().await {
         emitted.unwrap();

@@ -1,0 +1,138 @@
+//! W5 and W6: how soon an event is handled.
+
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
+
+use nexus::{Client, Database};
+use nexus_benches::{BenchDatabase, Spread};
+use sqlx::PgPool;
+
+use super::{
+    Bench,
+    app::{self, Apart, Job},
+    report::Report,
+};
+
+/// How long a workload runs at a rate, in seconds.
+const SECONDS: u64 = 10;
+
+/// Who emits.
+enum Emitter {
+    Client(Client),
+    /// By `core.emit`, in a program that rings no bell.
+    Sql(PgPool),
+}
+
+impl Emitter {
+    /// Emits at a steady rate.
+    async fn emit_at(&self, per_second: u64, bytes: usize) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(Duration::from_nanos(1_000_000_000 / per_second));
+        for id in 0..per_second * SECONDS {
+            tick.tick().await;
+            let job = Job::new(id.cast_signed(), bytes);
+            match self {
+                Self::Client(client) => {
+                    client.emit(&job).await?;
+                }
+                Self::Sql(pool) => {
+                    sqlx::query("select core.emit('bench', 'bench.job', $1)")
+                        .bind(sqlx::types::Json(job))
+                        .execute(pool)
+                        .await?;
+                }
+            }
+        }
+        // The last ones are under way.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(())
+    }
+}
+
+async fn client(database: &BenchDatabase) -> anyhow::Result<Client> {
+    let database = Database::from_url(database.url(), "the benchmark")?;
+    Ok(Client::connect(&database, "bench").await?)
+}
+
+impl Bench {
+    pub(crate) async fn pickup(&self, report: &mut Report) -> anyhow::Result<()> {
+        let bytes = self.arguments.payload_bytes;
+        for per_second in [20, 300] {
+            let database = self.server.database("pickup").await?;
+            let own = app::prepare(&database, "note_wait").await?;
+            let wanted = per_second * SECONDS;
+
+            let (node, waits) = app::start(&database, "note_wait", 100).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let emitter = Emitter::Client(node.client().clone());
+            emitter.emit_at(per_second, bytes).await?;
+            let here = waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            anyhow::ensure!(here.len() as u64 == wanted, "{} of {wanted}", here.len());
+            report.latency(
+                &format!("W5 pickup, {per_second}/s, one process"),
+                (1.5, 4.0),
+                Spread::of(here),
+            );
+
+            waits.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            let emitter = Emitter::Sql(own.clone());
+            emitter.emit_at(per_second, bytes).await?;
+            let foreign = waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            report.latency(
+                &format!("W5 pickup, {per_second}/s, by core.emit"),
+                (30.0, 60.0),
+                Spread::of(foreign),
+            );
+            node.shutdown().await;
+
+            let node = Apart::start(&database, "note_wait")?;
+            let client = client(&database).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let emitter = Emitter::Client(client.clone());
+            emitter.emit_at(per_second, bytes).await?;
+            let apart = node.stop()?;
+            anyhow::ensure!(apart.len() as u64 == wanted, "{} of {wanted}", apart.len());
+            report.latency(
+                &format!("W5 pickup, {per_second}/s, two processes"),
+                (3.0, 8.0),
+                Spread::of(apart),
+            );
+            client.pool().close().await;
+            own.close().await;
+            database.remove().await?;
+        }
+        Ok(())
+    }
+
+    /// Kills a node that is at work, starts it again at once, and waits until all is done.
+    pub(crate) async fn kill(&self, report: &mut Report) -> anyhow::Result<()> {
+        let events = self.arguments.events.min(20_000);
+        let database = self.server.database("kill").await?;
+        let own = app::prepare(&database, "insert_8").await?;
+        let client = client(&database).await?;
+        app::fill(&client, &own, events, self.arguments.payload_bytes).await?;
+        let node = Apart::start(&database, "insert_8")?;
+        let effects = || async {
+            let count = sqlx::query_scalar::<_, i64>("select count(*) from effects");
+            count.fetch_one(&own).await
+        };
+        while effects().await? < events / 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        drop(node);
+        let killed = Instant::now();
+        let node = Apart::start(&database, "insert_8")?;
+        app::drained(&own).await?;
+        let took = killed.elapsed();
+        node.stop()?;
+        let (effects, distinct): (i64, i64) =
+            sqlx::query_as("select count(*), count(distinct job_id) from effects")
+                .fetch_one(&own)
+                .await?;
+        report.kill(took, events - distinct, effects - distinct);
+        client.pool().close().await;
+        own.close().await;
+        database.remove().await
+    }
+}

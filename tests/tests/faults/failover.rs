@@ -47,7 +47,8 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
     }
 }
 
-/// From now on the warnings of this thread, which a test of one thread has all of its node's loops on.
+/// From now on the warnings of this thread, which a test of one thread has all loops of its node on but that of
+/// the heartbeat.
 pub(crate) fn warnings() -> (Warnings, tracing::subscriber::DefaultGuard) {
     use tracing_subscriber::layer::SubscriberExt;
     let warnings = Warnings::default();
@@ -133,9 +134,10 @@ async fn a_server_that_takes_no_writes_is_left_and_nothing_is_lost() {
     assert_eq!(test.numbers("sides").await, all);
     let letters = client.dead_letters("default", 10).await.unwrap();
     assert!(letters.is_empty(), "{letters:?}");
-    // Each loop has failed many times meanwhile.
+    // Each loop has failed many times meanwhile. The thread of the heartbeat, whose warnings are not seen
+    // here, may have told of it before them.
     let told = warnings.of("the database");
-    assert!((1..=4).contains(&told), "{warnings:?}");
+    assert!(told <= 4, "{warnings:?}");
     stop(app).await;
 }
 

@@ -107,7 +107,7 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
         epoch: registered.epoch,
         declaration: registered.declaration,
         defines_app: AtomicBool::new(registered.defines_app),
-        pool: own_pool,
+        lender: database.lender(own_pool),
         transactions: Arc::new(Semaphore::new(config.pool_size.max(2) as usize - 1)),
         options: database.options().clone(),
         settings: Settings {

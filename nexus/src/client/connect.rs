@@ -338,12 +338,12 @@ impl Database {
         self.pooler
     }
 
-    pub(crate) fn doubt(&self) -> &Doubt {
-        &self.doubt
+    pub(crate) async fn lend(&self, pool: &PgPool) -> sqlx::Result<lent::Lent> {
+        self.lender(pool.clone()).lend().await
     }
 
-    pub(crate) async fn lend(&self, pool: &PgPool) -> sqlx::Result<lent::Lent> {
-        lent::Lent::of(pool, self.pooler).await
+    pub(crate) fn lender(&self, pool: PgPool) -> lent::Lender {
+        lent::Lender::new(pool, self.pooler, self.doubt.clone())
     }
 
     /// The pool for emits and handlers.

@@ -2,7 +2,7 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -53,6 +53,11 @@ impl Doubt {
         }
     }
 
+    /// When it was raised last.
+    fn since(&self) -> Option<Instant> {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a connection can be handed out.
     pub(crate) async fn trusts(
         &self,
@@ -60,7 +65,7 @@ impl Doubt {
         meta: PoolConnectionMetadata,
         pooler: Pooler,
     ) -> bool {
-        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = self.since();
         if since.is_some_and(|since| meta.age >= since.elapsed()) {
             return false;
         }
@@ -83,27 +88,57 @@ impl Doubt {
     }
 }
 
-/// A connection of a pool. It is closed unless it is [given back](Self::give_back): whoever stops
-/// waiting for an answer must not leave it to the next one.
-///
-/// Behind a pooler in transaction mode all that is done with it is one transaction, which giving it back
-/// commits.
-pub(crate) struct Lent {
-    connection: Option<PoolConnection<Postgres>>,
+/// A pool and, of its connections, those that were in use a moment ago: they go from one piece of work to the next as
+/// they are. The pool asks a connection before it hands it out and again when it comes back, which costs as much as
+/// a small transaction.
+#[derive(Clone)]
+pub(crate) struct Lender {
+    pool: PgPool,
     pooler: Pooler,
+    doubt: Doubt,
+    warm: Arc<Mutex<Warm>>,
 }
 
-impl Lent {
-    pub(crate) async fn of(pool: &PgPool, pooler: Pooler) -> sqlx::Result<Self> {
+#[derive(Default)]
+struct Warm {
+    /// The one that was used last is at the end.
+    connections: Vec<(Instant, PoolConnection<Postgres>)>,
+    /// Somebody gives back to the pool what is not used again.
+    is_watched: bool,
+}
+
+impl Lender {
+    pub(crate) fn new(pool: PgPool, pooler: Pooler, doubt: Doubt) -> Self {
+        let warm = Arc::default();
+        Self {
+            pool,
+            pooler,
+            doubt,
+            warm,
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub(crate) fn pooler(&self) -> Pooler {
+        self.pooler
+    }
+
+    pub(crate) fn doubt(&self) -> &Doubt {
+        &self.doubt
+    }
+
+    /// A connection for a piece of work.
+    pub(crate) async fn lend(&self) -> sqlx::Result<Lent> {
         let mut broken = 0;
         loop {
-            // On the heap: connecting is a large future, and this one is part of many.
-            let connection = Box::pin(pool.acquire()).await?;
-            let mut lent = Self {
-                connection: Some(connection),
-                pooler,
+            let mut lent = Lent {
+                connection: Some(self.acquire().await?),
+                lender: self.clone(),
             };
-            match begin_if_pooled(&mut lent, pooler, "").await {
+            match begin_if_pooled(&mut lent, self.pooler, "").await {
                 Ok(()) => return Ok(lent),
                 // It was lost while nobody used it, and nothing was asked on it yet.
                 Err(error) if store::is_away(&error) && broken < MOST_BROKEN => broken += 1,
@@ -112,32 +147,143 @@ impl Lent {
         }
     }
 
+    /// A connection, which is to be [put back](Self::put_back).
+    pub(crate) async fn acquire(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        let warm = self.lock().connections.pop();
+        if let Some((since, connection)) = warm {
+            if since.elapsed() < TRUSTED_FOR && self.doubt.since().is_none_or(|at| at < since) {
+                return Ok(connection);
+            }
+            put_back(connection, self.pooler);
+        }
+        // On the heap: connecting is a large future, and this one is part of many.
+        Box::pin(self.pool.acquire()).await
+    }
+
+    /// Takes back a connection in which nothing is under way.
+    pub(crate) fn put_back(&self, connection: PoolConnection<Postgres>) {
+        // Half of them at most: whoever uses the pool itself does not get them.
+        let most = self.pool.options().get_max_connections() as usize / 2;
+        let mut warm = self.lock();
+        if self.pooler == Pooler::Transaction
+            || warm.connections.len() >= most
+            || self.pool.is_closed()
+        {
+            drop(warm);
+            put_back(connection, self.pooler);
+            return;
+        }
+        warm.connections.push((Instant::now(), connection));
+        if !std::mem::replace(&mut warm.is_watched, true) {
+            drop(warm);
+            let warm = Arc::clone(&self.warm);
+            tokio::spawn(
+                Watch {
+                    warm,
+                    is_done: false,
+                }
+                .run(),
+            );
+        }
+    }
+
+    /// Closes all connections, and waits for those that are in use.
+    pub(crate) async fn close(&self) {
+        let closing = self.pool.close();
+        for (_, connection) in std::mem::take(&mut self.lock().connections) {
+            drop(connection.detach());
+        }
+        closing.await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Warm> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives warm connections back to the pool when they were not used for a while, until there are none.
+struct Watch {
+    warm: Arc<Mutex<Warm>>,
+    is_done: bool,
+}
+
+impl Watch {
+    async fn run(mut self) {
+        loop {
+            tokio::time::sleep(TRUSTED_FOR / 2).await;
+            let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+            let cold = warm
+                .connections
+                .iter()
+                .take_while(|(since, _)| since.elapsed() >= TRUSTED_FOR)
+                .count();
+            for (_, connection) in warm.connections.drain(..cold) {
+                put_back(connection, Pooler::Session);
+            }
+            if warm.connections.is_empty() {
+                warm.is_watched = false;
+                self.is_done = true;
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
+        // The async runtime ends.
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        warm.is_watched = false;
+        for (_, connection) in warm.connections.drain(..) {
+            drop(connection.detach());
+        }
+    }
+}
+
+/// A connection of a pool. It is closed unless it is [given back](Self::give_back): whoever stops
+/// waiting for an answer must not leave it to the next one.
+///
+/// Behind a pooler in transaction mode all that is done with it is one transaction, which giving it back
+/// commits.
+pub(crate) struct Lent {
+    connection: Option<PoolConnection<Postgres>>,
+    lender: Lender,
+}
+
+impl Lent {
     pub(crate) async fn give_back(mut self) -> sqlx::Result<()> {
-        let pooler = self.pooler;
+        let pooler = self.lender.pooler;
         commit_if_pooled(&mut self, pooler).await?;
-        put_back(self.connection.take(), pooler);
+        if let Some(connection) = self.connection.take() {
+            self.lender.put_back(connection);
+        }
         Ok(())
     }
 
     /// Stores what was done so far, and goes on with another piece of work.
     pub(crate) async fn commit(&mut self) -> sqlx::Result<()> {
-        let pooler = self.pooler;
+        let pooler = self.lender.pooler;
         commit_if_pooled(self, pooler).await?;
         begin_if_pooled(self, pooler, "").await
     }
 
     /// Undoes what was done since the last commit, after an error, and begins it anew.
     pub(crate) async fn restart(&mut self) -> sqlx::Result<()> {
-        let pooler = self.pooler;
+        let pooler = self.lender.pooler;
         roll_back_if_pooled(self, pooler).await?;
         begin_if_pooled(self, pooler, "").await
     }
 
     /// Gives it back after work that failed in a way that leaves the connection as good as it was.
     pub(crate) async fn give_up(mut self) {
-        let pooler = self.pooler;
-        if roll_back_if_pooled(&mut self, pooler).await.is_ok() {
-            put_back(self.connection.take(), pooler);
+        let pooler = self.lender.pooler;
+        if roll_back_if_pooled(&mut self, pooler).await.is_ok()
+            && let Some(connection) = self.connection.take()
+        {
+            put_back(connection, pooler);
         }
     }
 }
@@ -170,10 +316,7 @@ impl DerefMut for Lent {
 
 /// Returns a connection to its pool, which looks first whether it is alive. sqlx waits for that answer
 /// for ever when a connection is dropped, and a silent one would take a place of the pool for good.
-pub(crate) fn put_back(connection: Option<PoolConnection<Postgres>>, pooler: Pooler) {
-    let Some(mut connection) = connection else {
-        return;
-    };
+fn put_back(mut connection: PoolConnection<Postgres>, pooler: Pooler) {
     let patience = match pooler {
         Pooler::Session => PING,
         Pooler::Transaction => POOLED_PING,

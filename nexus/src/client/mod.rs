@@ -37,7 +37,8 @@ pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::EmitError;
 pub use horizon::XminHolder;
 pub(crate) use lent::{
-    ANSWER, Doubt, Lent, begin_if_pooled, commit_if_pooled, roll_back_if_pooled, takes_no_writes,
+    ANSWER, Doubt, Lender, Lent, begin_if_pooled, commit_if_pooled, roll_back_if_pooled,
+    takes_no_writes,
 };
 pub use operate::{OperateError, Subscription};
 pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus};
@@ -82,9 +83,7 @@ pub struct Client {
 }
 
 struct Inner {
-    pool: PgPool,
-    pooler: Pooler,
-    doubt: Doubt,
+    lender: Lender,
     namespace: String,
     producer: String,
     limits: Limits,
@@ -188,9 +187,7 @@ impl Client {
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
-                pool,
-                pooler: database.mode(),
-                doubt: database.doubt().clone(),
+                lender: database.lender(pool),
                 namespace: namespace.to_owned(),
                 producer: producer.to_owned(),
                 limits,
@@ -214,7 +211,7 @@ impl Client {
     /// What you ask on it waits for the answer for as long as you do: put a timeout around it.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
-        &self.inner.pool
+        self.inner.lender.pool()
     }
 
     /// Who emits: the node's id, or `client-…`.
@@ -227,16 +224,20 @@ impl Client {
     }
 
     pub(crate) fn pooler(&self) -> Pooler {
-        self.inner.pooler
+        self.inner.lender.pooler()
     }
 
     pub(crate) fn doubt(&self) -> &Doubt {
-        &self.inner.doubt
+        self.inner.lender.doubt()
+    }
+
+    pub(crate) fn lender(&self) -> &Lender {
+        &self.inner.lender
     }
 
     /// A connection of the pool for a piece of work. Give it back, or it is closed.
     pub(crate) async fn lend(&self) -> sqlx::Result<Lent> {
-        Lent::of(&self.inner.pool, self.inner.pooler).await
+        self.inner.lender.lend().await
     }
 
     /// Waits for an answer of the database, for [`ANSWER`] at most; the work then has to drop its
@@ -336,7 +337,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn begin(&self) -> sqlx::Result<Tx> {
-        let connection = self.inner.pool.acquire().await?;
+        let connection = self.inner.lender.acquire().await?;
         store::answered_within(ANSWER, Tx::begin(self, connection, "")).await
     }
 
@@ -405,13 +406,13 @@ impl Client {
         let lent = store::answered_within(ANSWER, self.lend()).await;
         let mut connection = lent.map_err(EmitError::Connect)?;
         // A statement that is its own transaction is committed before its answer comes.
-        let is_own_commit = self.inner.pooler == Pooler::Session
+        let is_own_commit = self.pooler() == Pooler::Session
             && !events.iter().any(|event| event.idempotency_key.is_some())
             && chunks(events).len() == 1;
         let stored = match self.store_in(&mut connection, events, ANSWER).await {
             Ok(stored) => stored,
             Err(EmitError::Append { source }) if store::is_away(&source) => {
-                self.inner.doubt.look_at(&source);
+                self.doubt().look_at(&source);
                 return Err(if is_own_commit && store::is_unanswered(&source) {
                     EmitError::Unknown(source)
                 } else {
@@ -500,7 +501,7 @@ impl Client {
             namespace,
             producer,
             // In a session that others use as well nothing may be left behind.
-            is_kept: self.inner.pooler == Pooler::Session,
+            is_kept: self.pooler() == Pooler::Session,
             idempotency_ms: limits
                 .idempotency
                 .as_millis()

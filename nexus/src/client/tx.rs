@@ -184,7 +184,9 @@ impl Tx {
     pub async fn rollback(mut self) -> sqlx::Result<()> {
         self.clear().await?;
         PgTransactionManager::rollback(self.connection()).await?;
-        lent::put_back(self.connection.take(), self.client.pooler());
+        if let Some(connection) = self.connection.take() {
+            self.client.lender().put_back(connection);
+        }
         Ok(())
     }
 
@@ -210,7 +212,9 @@ impl Tx {
     pub(crate) async fn commit_only(mut self) -> sqlx::Result<()> {
         self.clear().await?;
         PgTransactionManager::commit(self.connection()).await?;
-        lent::put_back(self.connection.take(), self.client.pooler());
+        if let Some(connection) = self.connection.take() {
+            self.client.lender().put_back(connection);
+        }
         Ok(())
     }
 

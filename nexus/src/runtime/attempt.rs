@@ -469,7 +469,7 @@ async fn begin(node: &Node, route: &Route) -> Result<Tx, End> {
 }
 
 async fn begin_now(node: &Node, route: &Route) -> sqlx::Result<Tx> {
-    let connection = node.client.pool().acquire().await?;
+    let connection = node.client.lender().acquire().await?;
     // The server stops a statement, and gives the transaction up, when the handler's time is over.
     let ms = route.timeout.as_millis().clamp(1, i32::MAX as u128);
     let settings = format!(

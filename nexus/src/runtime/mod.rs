@@ -43,7 +43,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use sqlx::{PgPool, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -51,7 +51,7 @@ use tokio_util::{
 };
 
 use crate::{
-    client::{Client, Lent},
+    client::{Client, Lender, Lent},
     config::Pooler,
     handler::Shared,
     registry::{HandlerDescriptor, Trigger},
@@ -129,7 +129,7 @@ pub(crate) struct Node {
     pub(crate) client: Client,
     /// Connections of the loops themselves, so that handlers which hold every connection of the
     /// client's pool hold up nothing else.
-    pub(crate) pool: PgPool,
+    pub(crate) lender: Lender,
     /// How many handlers may hold a transaction: fewer than the client's pool has connections, so
     /// that what a handler emits beside its transaction never waits for another such handler.
     pub(crate) transactions: Arc<Semaphore>,
@@ -178,7 +178,7 @@ const MEND_PATIENCE: Duration = Duration::from_mins(1);
 
 impl Node {
     pub(crate) async fn connection(&self) -> sqlx::Result<Lent> {
-        Lent::of(&self.pool, self.client.pooler()).await
+        self.lender.lend().await
     }
 
     /// Makes again what was dropped by hand, a queue or a partition, if `error` says that it is missing.
@@ -345,7 +345,7 @@ impl Running {
             tracing::warn!(%error, "could not deregister, other nodes notice within 15 s");
         }
         // Closing waits for connections that are in use, by the program perhaps.
-        let closed = async { tokio::join!(node.pool.close(), node.client.pool().close()) };
+        let closed = async { tokio::join!(node.lender.close(), node.client.lender().close()) };
         let _ = tokio::time::timeout(FAREWELL, closed).await;
         tracing::info!(node = node.row.id, "node stopped");
     }

@@ -143,6 +143,9 @@ async fn whoever_asks_a_silent_database_is_told_so_after_a_while() {
     client.emit(&order(1, "")).await.unwrap();
     let mut tx = client.begin().await.unwrap();
     tx.emit(&order(2, "")).unwrap();
+    // A connection that was used a moment ago is not asked whether it is alive, so that the emit's fate would be
+    // unknown.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     proxy.state.send(Line::Silent).unwrap();
     let impatient = database.connect_timeout(Duration::from_secs(1));
     let (third, letters, schedules, begun, committed, connected) = within(

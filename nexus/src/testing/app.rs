@@ -245,7 +245,7 @@ impl TestApp {
     ///
     /// # Panics
     ///
-    /// If that takes longer than a minute, with what is still open and why: see
+    /// If that takes longer than two minutes, with what is still open and why: see
     /// [`settled_within`](Self::settled_within).
     #[track_caller]
     pub fn settled(&self) -> impl Future<Output = ()> {
@@ -280,7 +280,7 @@ impl TestApp {
     ///
     /// # Panics
     ///
-    /// If something does not settle (see [`settled`](Self::settled)), or goes on for a minute.
+    /// If something does not settle (see [`settled`](Self::settled)), or goes on for two minutes.
     #[track_caller]
     pub fn drained(&self) -> impl Future<Output = ()> {
         let at = Location::caller();

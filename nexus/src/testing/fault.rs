@@ -79,7 +79,7 @@ impl Armed {
     ///
     /// # Panics
     ///
-    /// If that takes longer than a minute. The text names the checkpoints that were reached.
+    /// If that takes longer than two minutes. The text names the checkpoints that were reached.
     #[track_caller]
     pub fn reached(&self) -> impl Future<Output = ()> {
         let at = Location::caller();

@@ -14,7 +14,7 @@ use super::{TestDatabase, database::Member};
 use crate::client::DeadLetter;
 
 /// How long a test waits before it gives up: generous, because machines are shared.
-pub(super) const PATIENCE: Duration = Duration::from_mins(1);
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// When all that is open waits for nodes that are not there, one may still be about to start.
 const STUCK_AFTER: Duration = Duration::from_secs(5);

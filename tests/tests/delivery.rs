@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use nexus::{
+    Database,
     prelude::*,
     testing::{TestApp, TestDatabase},
 };
@@ -577,4 +578,22 @@ async fn one_idempotency_key_is_one_event() {
         .unwrap();
     assert_ne!(later, ids[0]);
     app.shutdown().await;
+}
+
+/// What emits keep at hand for the next one comes back to the pool, for whoever uses that itself.
+#[tokio::test]
+async fn a_client_that_rests_gives_its_connections_back() {
+    let database = TestDatabase::new().await;
+    let connected = Database::from_url(database.url(), "the test").unwrap();
+    let client = Client::connect(&connected.pool_size(2), "demo")
+        .await
+        .unwrap();
+    assert_eq!(client.pool().options().get_max_connections(), 2);
+    client.emit(&order(1)).await.unwrap();
+    let both = async {
+        let one = client.pool().acquire().await.unwrap();
+        let other = client.pool().acquire().await.unwrap();
+        (one, other)
+    };
+    within("the pool lends both", both).await;
 }

@@ -302,3 +302,19 @@ async fn a_role_that_may_not_create_databases_is_told_so() {
     );
     assert!(!text.contains("s3cret"), "{text}");
 }
+
+#[tokio::test]
+async fn a_server_is_started_with_the_settings_that_were_asked_for() {
+    let folder = folder();
+    let options = Options::dev()
+        .data_folder(folder.path())
+        .grace(Duration::from_millis(200))
+        .setting("work_mem", "7MB");
+    let server = start(options).await;
+    let mut connection = PgConnection::connect(&server.url("nexus")).await.unwrap();
+    let work_mem: String = sqlx::query_scalar("show work_mem")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(work_mem, "7MB");
+}

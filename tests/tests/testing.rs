@@ -633,6 +633,23 @@ async fn a_handler_that_hangs_times_out_alone_as_well() {
 }
 
 #[tokio::test]
+async fn a_starved_handler_is_told_that_it_took_too_long() {
+    /// Asks the database for nothing until its time is over.
+    #[handler(timeout = "200ms", max_attempts = 1)]
+    async fn starve(order: OrderPlaced, tx: &mut Tx) -> nexus::Result {
+        let _ = order;
+        std::thread::sleep(Duration::from_millis(600));
+        sqlx::query("select pg_sleep(60)")
+            .execute(&mut **tx)
+            .await?;
+        Ok(())
+    }
+    let app = TestApp::without_workers(App::discover().only(["starve"])).await;
+    let ran = app.run_handler("starve", TestEnvelope::of(&order(1))).await;
+    assert!(ran.error().unwrap().contains("timed out after"), "{ran:?}");
+}
+
+#[tokio::test]
 async fn an_app_without_workers_emits_and_does_nothing_else() {
     let app = TestApp::without_workers(App::discover().only(["ship", "cleanup"])).await;
     app.client()

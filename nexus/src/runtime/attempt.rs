@@ -470,11 +470,14 @@ async fn begin(node: &Node, route: &Route) -> Result<Tx, End> {
 
 async fn begin_now(node: &Node, route: &Route) -> sqlx::Result<Tx> {
     let connection = node.client.lender().acquire().await?;
-    // The server stops a statement, and gives the transaction up, when the handler's time is over.
-    let ms = route.timeout.as_millis().clamp(1, i32::MAX as u128);
+    // The server stops a statement when the handler's time is over. It gives the transaction up a while
+    // later: the handler's own clock starts after `begin`, and a starved process sees it late.
+    let ms = |time: Duration| time.as_millis().clamp(1, i32::MAX as u128);
     let settings = format!(
-        "{}; set local statement_timeout = {ms}; set local idle_in_transaction_session_timeout = {ms}",
-        queue::MARK_TRANSACTION
+        "{}; set local statement_timeout = {}; set local idle_in_transaction_session_timeout = {}",
+        queue::MARK_TRANSACTION,
+        ms(route.timeout),
+        ms(route.timeout.saturating_add(PATIENCE)),
     );
     Tx::begin(&node.client, connection, &settings).await
 }

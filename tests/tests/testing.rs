@@ -343,6 +343,43 @@ async fn what_no_node_runs_is_not_waited_for_long() {
 }
 
 #[tokio::test]
+async fn a_node_whose_heartbeat_is_late_is_waited_for() {
+    let database = database().await;
+    let pool = database.pool().await;
+    let start = || TestApp::start_on(&database, App::discover().only(["ship"]));
+    start().await.shutdown().await;
+    sqlx::query("select core.emit('demo', 'order.charged', '{\"order_id\": 1}')")
+        .execute(&pool)
+        .await
+        .unwrap();
+    // Nothing can be claimed, and no heartbeat looks fresh.
+    let mut tx = pool.begin().await.unwrap();
+    sqlx::raw_sql(
+        "create function core.test_late() returns trigger language plpgsql as $$
+         begin
+             new.last_heartbeat := core.now() - interval '1 minute';
+             return new;
+         end $$;
+         create trigger late before insert or update on core.nodes for each row execute function core.test_late()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    sqlx::raw_sql("lock table pgmq.q_core_events_demo in exclusive mode")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let app = start().await;
+    let (settled, ()) = tokio::join!(app.settled_within(Duration::from_mins(1)), async {
+        // Longer than it would take to give up.
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        tx.rollback().await.unwrap();
+    });
+    settled.unwrap();
+    assert_eq!(app.only_emitted::<OrderShipped>().await.order_id, 1);
+}
+
+#[tokio::test]
 async fn a_transaction_that_may_owe_an_event_is_waited_for() {
     let database = database().await;
     let pool = database.pool().await;

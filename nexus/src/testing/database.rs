@@ -338,6 +338,15 @@ impl TestDatabase {
             .collect()
     }
 
+    /// The nodes of this test that work.
+    pub(super) fn live_nodes(&self) -> Vec<String> {
+        self.members()
+            .into_iter()
+            .filter(|member| !member.is_dead())
+            .map(|member| member.node_id)
+            .collect()
+    }
+
     /// What nodes held when they crashed, or were dropped: `[{"queue", "msg_id", "read_ct"}]`.
     fn held_by_the_dead(&self) -> Value {
         self.members()

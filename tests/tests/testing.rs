@@ -125,6 +125,17 @@ async fn database() -> TestDatabase {
     database
 }
 
+/// Where it is half past an hour, so that what is due every hour comes due once within an hour, whatever the time
+/// is that the test runs at.
+async fn database_at_half_past() -> TestDatabase {
+    let database = database().await;
+    let now = database.now().await.as_second();
+    let hours = now.div_euclid(3_600) + 1;
+    let half_past = Timestamp::from_second(hours * 3_600 + 1_800).unwrap();
+    database.travel_to(half_past).await;
+    database
+}
+
 async fn start<'a>(handlers: impl IntoIterator<Item = &'a str>) -> TestApp {
     TestApp::start_on(&database().await, App::discover().only(handlers)).await
 }
@@ -467,7 +478,8 @@ async fn delayed_emits_come_due_when_the_clock_moves() {
 
 #[tokio::test]
 async fn ticks_come_due_when_the_clock_moves() {
-    let app = start(["cleanup"]).await;
+    let database = database_at_half_past().await;
+    let app = TestApp::start_on(&database, App::discover().only(["cleanup"])).await;
     assert!(app.ticks("cleanup").await.is_empty());
     app.advance(Duration::from_hours(1)).await;
     app.settled().await;
@@ -889,7 +901,7 @@ async fn a_leap_ends_what_dead_nodes_held() {
 #[tokio::test]
 async fn a_tick_is_fired_once_wherever_its_node_dies() {
     for point in [Point::BeforeTick, Point::AfterTick] {
-        let database = database().await;
+        let database = database_at_half_past().await;
         let first = TestApp::start_on(&database, App::discover().only(["cleanup"])).await;
         let crash = first.arm(Fault::crash(point).of("cleanup"));
         first.advance(Duration::from_hours(1)).await;

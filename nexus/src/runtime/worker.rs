@@ -2,7 +2,7 @@
 //!
 //! One loop a queue and node. It asks for as many messages of each handler as the handler has room
 //! for, so a slow handler never stands in the way of another, and it keeps a few in a buffer, so
-//! that a fast handler does not wait for a round trip each time.
+//! that a fast handler does not wait for a round trip each time. Attempts go on while it asks.
 
 use std::{
     collections::VecDeque,
@@ -162,150 +162,316 @@ impl Lane {
 /// Runs until the node stops; then gives back what was not started and waits for what runs.
 pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>, settler: Settler) {
     let bell = node.client.bell().of(&queue);
-    let batch_size = node.settings.batch_size;
-    let mut lanes: Vec<Lane> = routes.into_iter().map(Lane::new).collect();
+    let stop = node.stop.clone();
     let (finished, mut ends) = mpsc::unbounded_channel::<usize>();
-    let mut claimer = Claimer {
-        node: Arc::clone(&node),
-        queue: queue.clone(),
-        connection: None,
-    };
-    let mut poll = SHORTEST_POLL;
-    let mut next_poll = Instant::now();
-    // No claim before: after an error, and while a message runs alone.
-    let mut rest_until = Instant::now();
-    let mut looked_for_suspects_at: Option<Instant> = None;
-    // Completes when nothing else runs in this process, or has not ended in time. The buffers have to be
-    // emptied meanwhile, here and in the other workers, so nobody may wait for it without starting attempts.
-    let mut alone: Option<BoxFuture<'static, Option<OwnedRwLockWriteGuard<()>>>> = None;
-    let mut runs_alone = false;
-
-    while !node.stop.is_cancelled() {
-        start_attempts(&node, &mut lanes, &settler, &finished);
-        for lane in &mut lanes {
-            lane.adapt(batch_size);
-            lane.give_back_stale(&settler);
-        }
-        let rooms: Vec<usize> = lanes.iter().map(|lane| lane.room(batch_size)).collect();
-        let has_room = alone.is_none() && rooms.iter().any(|&room| room > 0);
-        // A lane that has made room and probably has more waiting does not wait for the poll.
-        let is_hungry = lanes
-            .iter()
-            .zip(&rooms)
-            .any(|(lane, &room)| room > 0 && lane.has_more);
-        let claim_at = if is_hungry {
-            rest_until
-        } else {
-            next_poll.max(rest_until)
+    let mut worker = Worker::new(node, queue, routes, settler, finished);
+    while !stop.is_cancelled() {
+        worker.start_attempts();
+        let claim_at = match worker.next_claim() {
+            Some((rooms, at)) if Instant::now() >= at => {
+                worker.send_claim(rooms);
+                continue;
+            }
+            next => next.map(|(_, at)| at),
         };
-        if has_room && Instant::now() >= claim_at {
-            // Not to be cancelled: what the server has given to us must be given back by us.
-            match claimer.fill(&mut lanes, &rooms, &settler).await {
-                Filled::Claimed(any) => {
-                    poll = if any {
-                        SHORTEST_POLL
-                    } else {
-                        (poll * 2).min(node.settings.idle_poll)
-                    };
-                    next_poll = Instant::now() + poll;
-                }
-                Filled::KeptOut => rest_until = Instant::now() + SHORTEST_POLL,
-                Filled::Failed => rest_until = Instant::now() + node.settings.idle_poll,
-            }
-            if looked_for_suspects_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
-                looked_for_suspects_at = Some(Instant::now());
-                if claimer.has_suspect(&lanes).await {
-                    let guard = Arc::clone(&node.isolation).write_owned();
-                    alone = Some(Box::pin(async move {
-                        tokio::time::timeout(ALONE_WITHIN, guard).await.ok()
-                    }));
-                }
-            }
-            continue;
-        }
-        let has_buffered = lanes.iter().any(|lane| !lane.buffer.is_empty());
+        let has_buffered = worker.lanes.iter().any(|lane| !lane.buffer.is_empty());
         tokio::select! {
             Some(lane) = ends.recv() => {
-                lanes[lane].running -= 1;
+                worker.lanes[lane].running -= 1;
                 while let Ok(lane) = ends.try_recv() {
-                    lanes[lane].running -= 1;
+                    worker.lanes[lane].running -= 1;
                 }
-                // Nodes that died one after the other leave many of them behind: one a second would
-                // take long.
-                if std::mem::take(&mut runs_alone) {
-                    looked_for_suspects_at = None;
-                    next_poll = Instant::now();
-                }
+                worker.attempt_ended();
             }
-            () = bell.notified() => {
-                poll = SHORTEST_POLL;
-                next_poll = Instant::now();
-            }
-            () = tokio::time::sleep_until(claim_at.into()), if has_room => {}
+            (claimer, answer) = done(&mut worker.out) => worker.hear(claimer, answer),
+            // Not listened to while a claim is out: it may ring for what the claim has just missed.
+            () = bell.notified(), if worker.out.is_none() => worker.ring(),
+            () = tokio::time::sleep_until(claim_at.unwrap_or_else(Instant::now).into()), if claim_at.is_some() => {}
             () = tokio::time::sleep(LONGEST_WAIT), if has_buffered => {}
-            guard = async { alone.as_mut().expect("it is awaited only if it is there").await }, if alone.is_some() => {
-                alone = None;
-                runs_alone = claimer.start_suspect(&mut lanes, guard, &settler, &finished).await;
-            }
-            () = node.stop.cancelled() => {}
+            guard = done(&mut worker.alone) => worker.send_for_suspect(guard),
+            () = stop.cancelled() => {}
         }
     }
-
-    for lane in &mut lanes {
-        for held in lane.buffer.drain(..) {
-            give_back(&settler, &lane.route, &held.message);
-        }
-    }
-    claimer.close().await;
     // Every attempt holds a sender; the last one to end closes the channel.
-    drop(finished);
+    worker.stop().await;
     while ends.recv().await.is_some() {}
 }
 
-/// Starts as many attempts as the handlers have free slots for.
-fn start_attempts(
-    node: &Arc<Node>,
-    lanes: &mut [Lane],
-    settler: &Settler,
-    finished: &mpsc::UnboundedSender<usize>,
-) {
-    let shortest_lease = node.settings.lease / 3;
-    for (index, lane) in lanes.iter_mut().enumerate() {
-        let size = if lane.route.descriptor.batch {
-            node.settings.batch_size
-        } else {
-            1
+/// Waits for what may be under way.
+async fn done<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Worker {
+    node: Arc<Node>,
+    lanes: Vec<Lane>,
+    settler: Settler,
+    finished: mpsc::UnboundedSender<usize>,
+    /// At home, or out on an errand: attempts start and end while the database is asked for more.
+    at_home: Option<Claimer>,
+    out: Option<BoxFuture<'static, (Claimer, Answer)>>,
+    poll: Duration,
+    next_poll: Instant,
+    /// No claim before: after an error, and while a message runs alone.
+    rest_until: Instant,
+    looked_for_suspects_at: Option<Instant>,
+    /// Completes when nothing else runs in this process, or has not ended in time. The buffers have to be
+    /// emptied meanwhile, here and in the other workers, so nobody may wait for it without starting attempts.
+    alone: Option<BoxFuture<'static, Option<OwnedRwLockWriteGuard<()>>>>,
+    runs_alone: bool,
+}
+
+impl Worker {
+    fn new(
+        node: Arc<Node>,
+        queue: String,
+        routes: Vec<Arc<Route>>,
+        settler: Settler,
+        finished: mpsc::UnboundedSender<usize>,
+    ) -> Self {
+        let claimer = Claimer {
+            node: Arc::clone(&node),
+            queue,
+            connection: None,
         };
-        while lane.running < lane.route.concurrency && !lane.buffer.is_empty() {
-            let count = size.min(lane.buffer.len());
-            let mut messages = Vec::with_capacity(count);
-            let mut guards = Vec::with_capacity(count);
-            for held in lane.buffer.drain(..count) {
-                let lease = &held.message.lease;
-                if lease.lost.is_cancelled() {
-                    node.leases.end(&lane.route.queue, lease);
-                } else if lease.remaining() < shortest_lease {
-                    // It was not extended in time. Started now, it could be claimed elsewhere.
-                    give_back(settler, &lane.route, &held.message);
+        Self {
+            node,
+            lanes: routes.into_iter().map(Lane::new).collect(),
+            settler,
+            finished,
+            at_home: Some(claimer),
+            out: None,
+            poll: SHORTEST_POLL,
+            next_poll: Instant::now(),
+            rest_until: Instant::now(),
+            looked_for_suspects_at: None,
+            alone: None,
+            runs_alone: false,
+        }
+    }
+
+    /// How many messages each lane has room for, and when to ask for them; `None` while there is no room, or
+    /// nobody to send.
+    fn next_claim(&mut self) -> Option<(Vec<usize>, Instant)> {
+        let batch_size = self.node.settings.batch_size;
+        for lane in &mut self.lanes {
+            lane.adapt(batch_size);
+            lane.give_back_stale(&self.settler);
+        }
+        if self.out.is_some() || self.alone.is_some() {
+            return None;
+        }
+        let rooms: Vec<usize> = self
+            .lanes
+            .iter()
+            .map(|lane| lane.room(batch_size))
+            .collect();
+        if rooms.iter().all(|&room| room == 0) {
+            return None;
+        }
+        // A lane that has made room and probably has more waiting does not wait for the poll.
+        let is_hungry = self
+            .lanes
+            .iter()
+            .zip(&rooms)
+            .any(|(lane, &room)| room > 0 && lane.has_more);
+        let at = if is_hungry {
+            self.rest_until
+        } else {
+            self.next_poll.max(self.rest_until)
+        };
+        Some((rooms, at))
+    }
+
+    fn send_claim(&mut self, rooms: Vec<usize>) {
+        let Ok(beside) = Arc::clone(&self.node.isolation).try_read_owned() else {
+            // A message runs alone or is about to.
+            self.rest_until = Instant::now() + SHORTEST_POLL;
+            return;
+        };
+        let errand = Errand::claim(&self.lanes, rooms, beside);
+        self.out = self.at_home.take().map(|claimer| claimer.go(errand));
+    }
+
+    fn send_for_suspect(&mut self, alone: Option<OwnedRwLockWriteGuard<()>>) {
+        self.alone = None;
+        let errand = Errand::ClaimSuspect(alone, wants_of_all(&self.lanes));
+        self.out = self.at_home.take().map(|claimer| claimer.go(errand));
+    }
+
+    fn hear(&mut self, claimer: Claimer, answer: Answer) {
+        self.out = None;
+        match answer {
+            Answer::Claimed(claim, claims) => {
+                self.poll = if claims.messages.is_empty() {
+                    (self.poll * 2).min(self.node.settings.idle_poll)
                 } else {
-                    messages.push(held.message);
-                    guards.push((held.guard, held.weight));
+                    SHORTEST_POLL
+                };
+                self.next_poll = Instant::now() + self.poll;
+                claimer.fill(&mut self.lanes, claim, claims, &self.settler);
+                let looked_at = self.looked_for_suspects_at;
+                if looked_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+                    self.looked_for_suspects_at = Some(Instant::now());
+                    let errand = Errand::LookForSuspects(wants_of_all(&self.lanes));
+                    self.out = Some(claimer.go(errand));
+                    return;
                 }
             }
-            if messages.is_empty() {
-                continue;
+            Answer::ClaimedSuspect {
+                alone,
+                sent_at,
+                claims,
+            } => self.start_suspect(&claimer, alone, sent_at, claims),
+            Answer::HasSuspect(true) => {
+                let guard = Arc::clone(&self.node.isolation).write_owned();
+                self.alone = Some(Box::pin(async move {
+                    tokio::time::timeout(ALONE_WITHIN, guard).await.ok()
+                }));
             }
+            Answer::HasSuspect(false) => {}
+            Answer::Failed => self.rest_until = Instant::now() + self.node.settings.idle_poll,
+        }
+        self.at_home = Some(claimer);
+    }
+
+    fn ring(&mut self) {
+        self.poll = SHORTEST_POLL;
+        self.next_poll = Instant::now();
+    }
+
+    fn attempt_ended(&mut self) {
+        // Nodes that died one after the other leave many of them behind: one a second would take long.
+        if std::mem::take(&mut self.runs_alone) {
+            self.looked_for_suspects_at = None;
+            self.next_poll = Instant::now();
+        }
+    }
+
+    /// Starts as many attempts as the handlers have free slots for.
+    fn start_attempts(&mut self) {
+        let node = &self.node;
+        let shortest_lease = node.settings.lease / 3;
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            let size = if lane.route.descriptor.batch {
+                node.settings.batch_size
+            } else {
+                1
+            };
+            while lane.running < lane.route.concurrency && !lane.buffer.is_empty() {
+                let count = size.min(lane.buffer.len());
+                let mut messages = Vec::with_capacity(count);
+                let mut guards = Vec::with_capacity(count);
+                for held in lane.buffer.drain(..count) {
+                    let lease = &held.message.lease;
+                    if lease.lost.is_cancelled() {
+                        node.leases.end(&lane.route.queue, lease);
+                    } else if lease.remaining() < shortest_lease {
+                        // It was not extended in time. Started now, it could be claimed elsewhere.
+                        give_back(&self.settler, &lane.route, &held.message);
+                    } else {
+                        messages.push(held.message);
+                        guards.push((held.guard, held.weight));
+                    }
+                }
+                if messages.is_empty() {
+                    continue;
+                }
+                lane.running += 1;
+                lane.started += messages.len();
+                let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
+                let (settler, finished) = (self.settler.clone(), self.finished.clone());
+                let points = Arc::clone(&node.points);
+                let slot = Slot { finished, index };
+                tokio::spawn(points.while_alive(async move {
+                    attempt::run(&node, &route, &settler, messages).await;
+                    drop(guards);
+                    drop(slot);
+                }));
+            }
+        }
+    }
+
+    /// Starts the message that was claimed because it has lost its lease before, if there was one; `alone`
+    /// says that nothing else runs, and keeps it so.
+    fn start_suspect(
+        &mut self,
+        claimer: &Claimer,
+        mut alone: Option<OwnedRwLockWriteGuard<()>>,
+        sent_at: Instant,
+        claims: Claims,
+    ) {
+        self.runs_alone = false;
+        for claimed in claims.messages {
+            let Some((index, (message, _))) =
+                claimer.take_in(&self.lanes, claimed, sent_at, &self.settler)
+            else {
+                continue;
+            };
+            let lane = &mut self.lanes[index];
+            tracing::warn!(
+                handler = lane.route.name(),
+                msg_id = message.lease.msg_id,
+                abandoned = message.delivery.meta.headers.abandoned,
+                alone = alone.is_some(),
+                "running a message alone, or beside what did not end in time, because it lost its lease repeatedly"
+            );
             lane.running += 1;
-            lane.started += messages.len();
-            let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
-            let (settler, finished) = (settler.clone(), finished.clone());
-            let points = Arc::clone(&node.points);
+            self.runs_alone = true;
+            let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
+            let (settler, finished) = (self.settler.clone(), self.finished.clone());
+            let mut alone = alone.take();
             let slot = Slot { finished, index };
+            let points = Arc::clone(&node.points);
             tokio::spawn(points.while_alive(async move {
-                attempt::run(&node, &route, &settler, messages).await;
-                drop(guards);
+                let attempt = attempt::run(&node, &route, &settler, vec![message]);
+                tokio::pin!(attempt);
+                if tokio::time::timeout(ALONE_AT_MOST, &mut attempt)
+                    .await
+                    .is_err()
+                {
+                    alone = None;
+                    attempt.await;
+                }
+                // Others run before the next one does.
+                drop(alone);
                 drop(slot);
             }));
+        }
+    }
+
+    /// Gives back what was not started: what the server has given to us would wait until its lease ends.
+    async fn stop(mut self) {
+        if let Some(out) = self.out.take() {
+            let (claimer, answer) = out.await;
+            match answer {
+                Answer::Claimed(claim, claims) => {
+                    claimer.fill(&mut self.lanes, claim, claims, &self.settler);
+                }
+                Answer::ClaimedSuspect {
+                    sent_at, claims, ..
+                } => {
+                    for claimed in claims.messages {
+                        let taken = claimer.take_in(&self.lanes, claimed, sent_at, &self.settler);
+                        if let Some((index, (message, _))) = taken {
+                            give_back(&self.settler, &self.lanes[index].route, &message);
+                        }
+                    }
+                }
+                Answer::HasSuspect(_) | Answer::Failed => {}
+            }
+            self.at_home = Some(claimer);
+        }
+        for lane in &mut self.lanes {
+            for held in lane.buffer.drain(..) {
+                give_back(&self.settler, &lane.route, &held.message);
+            }
+        }
+        if let Some(claimer) = self.at_home {
+            claimer.close().await;
         }
     }
 }
@@ -331,14 +497,60 @@ fn give_back(settler: &Settler, route: &Arc<Route>, message: &Message) {
     settler.settle(Arc::clone(&message.lease), Arc::clone(route), verdict);
 }
 
-/// What became of a claim.
-enum Filled {
-    /// It was answered; whether it brought messages.
-    Claimed(bool),
-    /// A message runs alone or is about to.
-    KeptOut,
+/// What the worker wants to know from the database.
+enum Errand {
+    Claim(Claim, Vec<Want>),
+    /// Whether a message waits that has to run alone.
+    LookForSuspects(Vec<Want>),
+    /// One such message. The guard says that nothing else runs, and keeps it so.
+    ClaimSuspect(Option<OwnedRwLockWriteGuard<()>>, Vec<Want>),
+}
+
+/// An ordinary claim, as it was when it was sent.
+struct Claim {
+    rooms: Vec<usize>,
+    sweeps: Vec<bool>,
+    /// Keeps messages that have to run alone waiting.
+    beside: Arc<OwnedRwLockReadGuard<()>>,
+    sent_at: Instant,
+}
+
+enum Answer {
+    Claimed(Claim, Claims),
+    HasSuspect(bool),
+    ClaimedSuspect {
+        alone: Option<OwnedRwLockWriteGuard<()>>,
+        sent_at: Instant,
+        claims: Claims,
+    },
     /// An error, which was reported.
     Failed,
+}
+
+impl Errand {
+    fn claim(lanes: &[Lane], rooms: Vec<usize>, beside: OwnedRwLockReadGuard<()>) -> Self {
+        let sweeps: Vec<bool> = lanes
+            .iter()
+            .map(|lane| lane.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY))
+            .collect();
+        let wants = lanes
+            .iter()
+            .zip(rooms.iter().zip(&sweeps))
+            .filter(|&(_, (&room, _))| room > 0)
+            .map(|(lane, (&room, &sweep))| lane.want(room, sweep))
+            .collect();
+        let claim = Claim {
+            rooms,
+            sweeps,
+            beside: Arc::new(beside),
+            sent_at: Instant::now(),
+        };
+        Self::Claim(claim, wants)
+    }
+}
+
+fn wants_of_all(lanes: &[Lane]) -> Vec<Want> {
+    lanes.iter().map(|lane| lane.want(1, true)).collect()
 }
 
 /// The worker's connection for claims: one of its own, so that handlers which hold every connection
@@ -350,32 +562,43 @@ struct Claimer {
 }
 
 impl Claimer {
-    /// Claims messages into the lanes' buffers.
-    async fn fill(&mut self, lanes: &mut [Lane], rooms: &[usize], settler: &Settler) -> Filled {
-        let Ok(guard) = Arc::clone(&self.node.isolation).try_read_owned() else {
-            return Filled::KeptOut;
-        };
-        let guard = Arc::new(guard);
-        let sweeps: Vec<bool> = lanes
-            .iter()
-            .map(|lane| lane.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY))
-            .collect();
-        let wants: Vec<Want> = lanes
-            .iter()
-            .zip(rooms.iter().zip(&sweeps))
-            .filter(|&(_, (&room, _))| room > 0)
-            .map(|(lane, (&room, &sweep))| lane.want(room, sweep))
-            .collect();
-        let sent_at = Instant::now();
-        let Some(claims) = self.claim(&wants, Which::Ordinary).await else {
-            return Filled::Failed;
-        };
+    /// Runs the errand, which is not to be cancelled: what the server gives to us is ours to give back.
+    fn go(mut self, errand: Errand) -> BoxFuture<'static, (Self, Answer)> {
+        Box::pin(async move {
+            let answer = match errand {
+                Errand::Claim(claim, wants) => self
+                    .claim(&wants, Which::Ordinary)
+                    .await
+                    .map(|claims| Answer::Claimed(claim, claims)),
+                Errand::LookForSuspects(wants) => {
+                    Some(Answer::HasSuspect(self.has_suspect(&wants).await))
+                }
+                Errand::ClaimSuspect(alone, wants) => {
+                    let sent_at = Instant::now();
+                    let claims = self.claim(&wants, Which::Suspect).await;
+                    claims.map(|claims| Answer::ClaimedSuspect {
+                        alone,
+                        sent_at,
+                        claims,
+                    })
+                }
+            };
+            (self, answer.unwrap_or(Answer::Failed))
+        })
+    }
+
+    /// Puts what was claimed into the lanes' buffers.
+    fn fill(&self, lanes: &mut [Lane], claim: Claim, claims: Claims, settler: &Settler) {
+        let Claim {
+            rooms,
+            sweeps,
+            beside,
+            sent_at,
+        } = claim;
         let mut counts = vec![0_usize; lanes.len()];
         let mut newest = vec![i64::MIN; lanes.len()];
-        let any = !claims.messages.is_empty();
-        let deadline = sent_at + self.node.settings.lease;
         for claimed in claims.messages {
-            let Some((index, message)) = self.take_in(lanes, claimed, deadline, settler) else {
+            let Some((index, message)) = self.take_in(lanes, claimed, sent_at, settler) else {
                 continue;
             };
             counts[index] += 1;
@@ -383,7 +606,7 @@ impl Claimer {
             let weight = Weight::new(&lanes[index].bytes, message.0.delivery.payload.len());
             lanes[index].buffer.push_back(Held {
                 message: message.0,
-                guard: Arc::clone(&guard),
+                guard: Arc::clone(&beside),
                 since: sent_at,
                 weight,
             });
@@ -408,73 +631,17 @@ impl Claimer {
                 lane.not_before_micros = seen.saturating_sub(LATE_SENDERS_MICROS).max(0);
             }
         }
-        Filled::Claimed(any)
-    }
-
-    /// Starts one message that has lost its lease before; `alone` says that nothing else runs, and keeps it
-    /// so. False if there was none.
-    async fn start_suspect(
-        &mut self,
-        lanes: &mut [Lane],
-        mut alone: Option<OwnedRwLockWriteGuard<()>>,
-        settler: &Settler,
-        finished: &mpsc::UnboundedSender<usize>,
-    ) -> bool {
-        let wants: Vec<Want> = lanes.iter().map(|lane| lane.want(1, true)).collect();
-        let sent_at = Instant::now();
-        let Some(claims) = self.claim(&wants, Which::Suspect).await else {
-            return false;
-        };
-        let mut any = false;
-        for claimed in claims.messages {
-            let deadline = sent_at + self.node.settings.lease;
-            let Some((index, (message, _))) = self.take_in(lanes, claimed, deadline, settler)
-            else {
-                continue;
-            };
-            let lane = &mut lanes[index];
-            tracing::warn!(
-                handler = lane.route.name(),
-                msg_id = message.lease.msg_id,
-                abandoned = message.delivery.meta.headers.abandoned,
-                alone = alone.is_some(),
-                "running a message alone, or beside what did not end in time, because it lost its lease repeatedly"
-            );
-            lane.running += 1;
-            let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
-            let (settler, finished) = (settler.clone(), finished.clone());
-            let mut alone = alone.take();
-            any = true;
-            let slot = Slot { finished, index };
-            let points = Arc::clone(&node.points);
-            tokio::spawn(points.while_alive(async move {
-                let attempt = attempt::run(&node, &route, &settler, vec![message]);
-                tokio::pin!(attempt);
-                if tokio::time::timeout(ALONE_AT_MOST, &mut attempt)
-                    .await
-                    .is_err()
-                {
-                    alone = None;
-                    attempt.await;
-                }
-                // Others run before the next one does.
-                drop(alone);
-                drop(slot);
-            }));
-        }
-        any
     }
 
     /// Whether a message waits that has to run alone.
-    async fn has_suspect(&mut self, lanes: &[Lane]) -> bool {
-        let wants: Vec<Want> = lanes.iter().map(|lane| lane.want(1, true)).collect();
+    async fn has_suspect(&mut self, wants: &[Want]) -> bool {
         let (queue, patience, pooler) = (self.queue.clone(), self.patience(), self.pooler());
         let Some(connection) = self.connect().await else {
             return false;
         };
         let found = async {
             begin_if_pooled(connection, pooler, queue::TO_CLAIM).await?;
-            let found = queue::has_suspect(connection, &queue, &wants).await?;
+            let found = queue::has_suspect(connection, &queue, wants).await?;
             commit_if_pooled(connection, pooler).await?;
             Ok(found)
         };
@@ -492,10 +659,11 @@ impl Claimer {
         &self,
         lanes: &[Lane],
         claimed: Claimed,
-        deadline: Instant,
+        sent_at: Instant,
         settler: &Settler,
     ) -> Option<(usize, (Message, i64))> {
         let leases = &self.node.leases;
+        let deadline = sent_at + self.node.settings.lease;
         let lease = leases.hold(&self.queue, claimed.msg_id, claimed.read_ct, deadline);
         let headers = serde_json::from_str::<Headers>(&claimed.headers);
         let handler = headers.as_ref().map_or_else(

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, fmt, ops::Deref};
+use std::{borrow::Cow, fmt, ops::Deref, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -26,12 +26,12 @@ use super::trace;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Envelope<E> {
-    meta: EnvelopeMeta,
+    meta: Arc<EnvelopeMeta>,
     event: E,
 }
 
 impl<E> Envelope<E> {
-    pub(crate) fn new(meta: EnvelopeMeta, event: E) -> Self {
+    pub(crate) fn new(meta: Arc<EnvelopeMeta>, event: E) -> Self {
         Self { meta, event }
     }
 

@@ -45,7 +45,7 @@ impl<E: DerivedEvent> Input for Envelope<E> {
     fn take(invocation: &mut Invocation) -> Result<Self> {
         let delivery = invocation.take_single()?;
         let event = (E::USE.decode)(&delivery)?;
-        Ok(Envelope::new(delivery.meta.as_ref().clone(), event))
+        Ok(Envelope::new(Arc::clone(&delivery.meta), event))
     }
 }
 
@@ -60,7 +60,7 @@ impl<E: DerivedEvent> Input for Batch<E> {
             .enumerate()
         {
             match (E::USE.decode)(&delivery) {
-                Ok(event) => items.push(Envelope::new(delivery.meta.as_ref().clone(), event)),
+                Ok(event) => items.push(Envelope::new(Arc::clone(&delivery.meta), event)),
                 Err(error) => invocation.rejected.push(Rejected { index, error }),
             }
         }

@@ -236,7 +236,7 @@ async fn call_despite_conflicts(
             "an attempt met a deadlock or a serialization failure and does not count, calling the handler again"
         );
         store::pause_after_conflict(conflicts).await;
-        if let Err(end) = are_still_ours(node, route, messages).await {
+        if let Err(end) = Box::pin(are_still_ours(node, route, messages)).await {
             return (rejected, end);
         }
     }
@@ -261,6 +261,9 @@ async fn are_still_ours(node: &Node, route: &Route, messages: &[Message]) -> Res
 }
 
 /// Calls the handler once, in a transaction if it takes one, and commits that if it can.
+///
+/// What only some attempts do is boxed here and below: an attempt is a task, and the larger its future, the more
+/// is copied for each message.
 async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected>, End) {
     let (rejected, tx, result) = invoke(node, route, messages).await;
     let end = match (result, tx) {
@@ -272,9 +275,9 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
                 .filter(|(index, _)| !rejected.iter().any(|rejected| rejected.index == *index))
                 .map(|(_, message)| message)
                 .collect();
-            finish(node, route, tx, &completed, emits).await
+            Box::pin(finish(node, route, tx, &completed, emits)).await
         }
-        (Err(end), Some(tx)) => blame(tx, end).await,
+        (Err(end), Some(tx)) => Box::pin(blame(tx, end)).await,
         (Err(end), None) => end,
     };
     (rejected, end)
@@ -325,7 +328,7 @@ pub(super) async fn invoke(
 ) -> (Vec<Rejected>, Option<Tx>, Result<Vec<Outgoing>, End>) {
     let first = &messages[0];
     let tx = if route.descriptor.uses_tx {
-        match begin(node, route).await {
+        match Box::pin(begin(node, route)).await {
             Ok(tx) => Some(tx),
             Err(end) => return (Vec::new(), None, Err(end)),
         }
@@ -351,18 +354,14 @@ pub(super) async fn invoke(
     let call = AssertUnwindSafe((route.descriptor.call)(&mut invocation)).catch_unwind();
     let call = Arc::clone(&node.points).handling(route, call);
     let mut handler = Box::pin(CAUSE.scope(cause.clone(), call));
-    let lost = futures_util::future::select_all(
-        messages
-            .iter()
-            .map(|message| Box::pin(message.lease.lost.cancelled())),
-    );
+    let lost = lost_of(messages);
     let result = tokio::select! {
         result = tokio::time::timeout(route.timeout, handler.as_mut()) => Ok(match result {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => Err(Error::retryable(format!("the handler panicked: {}", panic_text(&*panic)))),
             Err(_) => Err(Error::retryable(format!("the handler timed out after {:?}", route.timeout))),
         }),
-        _ = lost => {
+        () = lost => {
             let gone = messages.iter().filter(|m| m.lease.lost.is_cancelled());
             Err(End::Stolen(gone.map(|m| m.lease.msg_id).collect()))
         }
@@ -391,6 +390,19 @@ pub(super) async fn invoke(
         Ok(inherit(outcome.emits, &cause))
     });
     (rejected, tx, result.map_err(End::Failed))
+}
+
+/// Completes when one of the messages is lost.
+async fn lost_of(messages: &[Message]) {
+    match messages {
+        [message] => message.lease.lost.cancelled().await,
+        messages => {
+            let lost = messages
+                .iter()
+                .map(|message| Box::pin(message.lease.lost.cancelled()));
+            futures_util::future::select_all(lost).await;
+        }
+    }
 }
 
 /// Commits what the handler did, with the events it returned. What a batch emits belongs to all of

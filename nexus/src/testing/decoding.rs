@@ -1,8 +1,14 @@
-//! Reading a message without a queue, for property tests and the fuzz target. No part of the public API.
+//! What a worker does with a message, without a queue: for property tests, the fuzz target and benchmarks. No part of
+//! the public API.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
 
 use crate::{
     event::{Envelope, Event, Headers, encode},
     handler::Delivery,
+    schedule::Schedule,
 };
 
 /// Reads a message as a worker does.
@@ -22,7 +28,7 @@ pub fn decode_message<E: Event>(headers: &str, body: &str) -> Result<Envelope<E>
     let delivery =
         Delivery::read(read, body, "default", 1, 1).map_err(|error| error.to_string())?;
     let event = delivery.decode().map_err(|error| error.to_string())?;
-    Ok(Envelope::new(delivery.meta.as_ref().clone(), event))
+    Ok(Envelope::new(Arc::clone(&delivery.meta), event))
 }
 
 /// Writes a payload as an emit does.
@@ -32,4 +38,18 @@ pub fn decode_message<E: Event>(headers: &str, body: &str) -> Result<Envelope<E>
 /// It cannot be stored.
 pub fn encode_payload<E: Event>(event: &E, limit: usize) -> Result<String, String> {
     encode(E::EVENT_TYPE, event, limit).map_err(|error| error.to_string())
+}
+
+/// Finds the first due time after another one.
+///
+/// # Errors
+///
+/// The expression or the zone cannot be read.
+pub fn next_tick(
+    expression: &str,
+    time_zone: &str,
+) -> Result<impl Fn(Timestamp) -> Option<Timestamp> + use<>, String> {
+    let schedule =
+        Schedule::parse(expression, Some(time_zone)).map_err(|error| error.to_string())?;
+    Ok(move |after| schedule.next_after(after).ok())
 }

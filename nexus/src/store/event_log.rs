@@ -177,8 +177,7 @@ pub(crate) async fn emit(
         .bind(column(|event| event.key.as_deref()))
         .bind(column(|event| event.correlation_id.as_deref()))
         .bind(column(|event| event.causation_id.as_deref()))
-        .bind(column(|event| event.traceparent.as_deref()))
-        .bind(column(|event| event.tracestate.as_deref()));
+        .bind(events.iter().map(trace).collect::<Vec<_>>());
     if let Some(completion) = completion {
         query = query
             .bind(source)
@@ -250,6 +249,18 @@ fn open_body(emitter: Emitter<'_>, event: &Outgoing) -> String {
         }
     }
     body
+}
+
+/// The trace context as fields of a JSON object, with a comma before each.
+fn trace(event: &Outgoing) -> Option<String> {
+    let text = |text: &str| Value::from(text);
+    let traceparent = text(event.traceparent.as_deref()?);
+    let mut fields = format!(",\"traceparent\":{traceparent}");
+    if let Some(tracestate) = &event.tracestate {
+        // Writing to a string does not fail.
+        let _ = write!(fields, ",\"tracestate\":{}", text(tracestate));
+    }
+    Some(fields)
 }
 
 impl Statements {
@@ -342,10 +353,10 @@ impl Shape {
         )
     }
 
-    /// Parameters 1 to 11 are always there; what follows depends on the shape, in the order in which
+    /// Parameters 1 to 10 are always there; what follows depends on the shape, in the order in which
     /// [`emit`] binds it.
     fn parameters(&self) -> Parameters {
-        let mut next = 12;
+        let mut next = 11;
         let mut parameter = || {
             next += 1;
             format!("${}", next - 1)
@@ -399,9 +410,9 @@ impl Shape {
                  from (
                      select nextval('core.event_log_event_id_seq') as event_id, {due_at} e.*
                      from unnest($4::text[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
-                                 $10::text[], $11::text[]{arrays}) with ordinality
+                                 $10::text[]{arrays}) with ordinality
                          as e (event_type, event_version, open_body, key, correlation_id, causation_id,
-                               traceparent, tracestate{columns}, n)
+                               trace{columns}, n)
                      where exists (select from v) {only_completed}
                  ) d
              )"
@@ -468,8 +479,8 @@ fn keys_step(Parameters { period, .. }: &Parameters, delays: bool) -> String {
 }
 
 /// The trace context of event `e` as an object; {} without one.
-const TRACE: &str = "case when e.traceparent is null then '{}'::jsonb
-    else jsonb_strip_nulls(jsonb_build_object('traceparent', e.traceparent, 'tracestate', e.tracestate)) end";
+const TRACE: &str =
+    "case when e.trace is null then '{}'::jsonb else ('{' || substr(e.trace, 2) || '}')::jsonb end";
 
 fn wait_step(new_events: &str, keyed: bool) -> String {
     let idempotency_key = if keyed { "e.idempotency_key" } else { "null" };
@@ -506,8 +517,8 @@ fn queue_step(index: usize, queue: &str, events: &str) -> String {
         "q{index} as (
              insert into {table} (vt, message, headers)
              select core.now(), e.body,
-                    ('{{\"eventId\":' || e.event_id || ',\"eventVersion\":' || e.event_version || s.others)::jsonb
-                        || {TRACE}
+                    ('{{\"eventId\":' || e.event_id || ',\"eventVersion\":' || e.event_version
+                        || coalesce(e.trace, '') || s.others)::jsonb
              from {events} e join (
                  select event_type, other_versions,
                         ',\"subscription\":' || subscription_id || ',\"handler\":' || to_json(handler) || '}}' as others

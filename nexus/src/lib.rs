@@ -112,7 +112,7 @@ pub mod __private {
     }
 
     #[cfg(feature = "testing")]
-    pub use crate::testing::decoding::{decode_message, encode_payload};
+    pub use crate::testing::decoding::{decode_message, encode_payload, next_tick};
     pub use linkme;
     pub use schemars;
     pub use serde;

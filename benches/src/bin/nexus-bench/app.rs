@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nexus::{Handle, prelude::*};
+use nexus::{Database, Handle, prelude::*};
 use nexus_benches::BenchDatabase;
 use sqlx::PgPool;
 
@@ -61,6 +61,12 @@ async fn note_wait(job: Job, waits: State<Waits>) {
         .push(wait);
 }
 
+/// Longer than it is watched.
+#[handler(concurrency = 1_000)]
+async fn hold(_job: Job) {
+    tokio::time::sleep(Duration::from_secs(20)).await;
+}
+
 async fn insert(job: &Job, tx: &mut Tx) -> nexus::Result {
     sqlx::query("insert into effects (job_id, note) values ($1, 'done')")
         .bind(job.id)
@@ -111,6 +117,11 @@ pub(crate) async fn prepare(database: &BenchDatabase, handler: &str) -> anyhow::
         .execute(&pool)
         .await?;
     Ok(pool)
+}
+
+pub(crate) async fn client(database: &BenchDatabase) -> anyhow::Result<Client> {
+    let database = Database::from_url(database.url(), "the benchmark")?;
+    Ok(Client::connect(&database, "bench").await?)
 }
 
 /// Emits `count` events, a thousand at a time.

@@ -1,20 +1,16 @@
 //! What a node takes that does nothing, and what a long transaction does to one that is at work.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use nexus::{Client, Database};
 use sqlx::{Connection as _, PgConnection, PgPool};
 
 use super::{
     Bench,
     app::{self, Apart, Job},
-    report::{Measured, Report},
+    report::{Idle, Measured, Report},
 };
 
 /// How long a node is watched, in seconds.
@@ -30,46 +26,49 @@ impl Bench {
         let database = self.server.database("snapshot").await?;
         let own = app::prepare(&database, "no_op").await?;
         let (node, _) = app::start(&database, "no_op", self.arguments.batch_size).await?;
-        let connected = Database::from_url(database.url(), "the benchmark")?;
-        let emitter = Client::connect(&connected, "bench").await?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let emits = tokio::spawn({
-            let (stop, client, own) = (Arc::clone(&stop), emitter.clone(), own.clone());
-            async move {
-                // What waits is kept small: it is the cycle that is measured, not the emits.
-                while !stop.load(Ordering::Relaxed) {
-                    let jobs: Vec<Job> = (0..100).map(|id| Job::new(id, bytes)).collect();
-                    client.emit_all(&jobs).await?;
-                    if waiting(&own).await? > 2_000 {
-                        app::drained(&own).await?;
-                    }
-                }
-                anyhow::Ok(())
-            }
-        });
+        let emitter = app::client(&database).await?;
         let handled = || {
-            node.stats()
-                .iter()
-                .map(|stats| stats.completed)
-                .sum::<u64>()
+            let stats = node.stats();
+            stats.iter().map(|stats| stats.completed).sum::<u64>()
         };
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        let stop = AtomicBool::new(false);
+        let emits = async {
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // What waits is kept small: it is the cycle that is measured, not the emits. To look into the
+                // queue would be to walk over what the snapshot keeps there.
+                if sent - handled() > 2_000 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    continue;
+                }
+                let jobs: Vec<Job> = (0..100).map(|id| Job::new(id, bytes)).collect();
+                emitter.emit_all(&jobs).await?;
+                sent += 100;
+            }
+            anyhow::Ok(())
+        };
         let over = |seconds| async move {
             let (before, begun) = (handled(), Instant::now());
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             let count = (handled() - before).cast_signed();
             Measured::new(count, begun.elapsed(), None)
         };
-        let without = over(15).await;
-        let mut holder = PgConnection::connect(database.url()).await?;
-        sqlx::raw_sql("begin isolation level repeatable read; select 1")
-            .execute(&mut holder)
-            .await?;
-        tokio::time::sleep(Duration::from_secs(HELD - 15)).await;
-        let with = over(15).await;
-        holder.close().await?;
-        stop.store(true, Ordering::Relaxed);
-        emits.await??;
+        let measured = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let without = over(15).await;
+            let mut holder = PgConnection::connect(database.url()).await?;
+            sqlx::raw_sql("begin isolation level repeatable read; select 1")
+                .execute(&mut holder)
+                .await?;
+            tokio::time::sleep(Duration::from_secs(HELD - 15)).await;
+            let with = over(15).await;
+            holder.close().await?;
+            stop.store(true, Ordering::Relaxed);
+            anyhow::Ok((without, with))
+        };
+        let (emits, measured) = tokio::join!(emits, measured);
+        emits?;
+        let (without, with) = measured?;
         report.ratio(
             "a snapshot held for 60 s, its last 15 s",
             0.5,
@@ -98,21 +97,41 @@ impl Bench {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let (percent, seconds) = (cpu as f64 / WATCHED as f64, WATCHED as f64);
         let (calls, micros) = (after.0 - polls.0, after.1 - polls.1);
-        report.idle(percent, resident, calls / seconds, micros / calls.max(1.0));
         own.close().await;
-        database.remove().await
+        database.remove().await?;
+        let in_flight = self.in_flight_mib().await?;
+        report.idle(Idle {
+            cpu_percent: percent,
+            resident_mib: resident,
+            in_flight_mib: in_flight,
+            polls_per_second: calls / seconds,
+            micros_per_poll: micros / calls.max(1.0),
+        });
+        Ok(())
     }
-}
 
-/// How many messages wait, at most: no more are counted.
-async fn waiting(pool: &PgPool) -> anyhow::Result<i64> {
-    let text = format!(
-        "select count(*) from (select from {} limit 3000) q",
-        app::QUEUE
-    );
-    Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(text))
-        .fetch_one(pool)
-        .await?)
+    /// The memory of a node whose handler holds a thousand messages.
+    async fn in_flight_mib(&self) -> anyhow::Result<f64> {
+        let database = self.server.database("in_flight").await?;
+        let own = app::prepare(&database, "hold").await?;
+        let client = app::client(&database).await?;
+        let node = Apart::start(&database, "hold")?;
+        app::fill(&client, &own, 1_000, self.arguments.payload_bytes).await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let resident = resident_mib(node.id())?;
+        let begun: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "select count(*) from {} where read_ct > 0",
+            app::QUEUE
+        )))
+        .fetch_one(&own)
+        .await?;
+        anyhow::ensure!(begun == 1_000, "{begun} of 1,000 messages are in flight");
+        drop(node);
+        client.pool().close().await;
+        own.close().await;
+        database.remove().await?;
+        Ok(resident)
+    }
 }
 
 /// Claims of the queue so far, and the server's time for them in microseconds.

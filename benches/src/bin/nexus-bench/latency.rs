@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nexus::{Client, Database};
-use nexus_benches::{BenchDatabase, Spread};
+use nexus::Client;
+use nexus_benches::Spread;
 use sqlx::PgPool;
 
 use super::{
@@ -50,11 +50,6 @@ impl Emitter {
     }
 }
 
-async fn client(database: &BenchDatabase) -> anyhow::Result<Client> {
-    let database = Database::from_url(database.url(), "the benchmark")?;
-    Ok(Client::connect(&database, "bench").await?)
-}
-
 impl Bench {
     pub(crate) async fn pickup(&self, report: &mut Report) -> anyhow::Result<()> {
         let bytes = self.arguments.payload_bytes;
@@ -71,7 +66,7 @@ impl Bench {
             anyhow::ensure!(here.len() as u64 == wanted, "{} of {wanted}", here.len());
             report.latency(
                 &format!("W5 pickup, {per_second}/s, one process"),
-                (1.5, 4.0),
+                Some((1.5, 4.0)),
                 Spread::of(here),
             );
 
@@ -81,13 +76,13 @@ impl Bench {
             let foreign = waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
             report.latency(
                 &format!("W5 pickup, {per_second}/s, by core.emit"),
-                (30.0, 60.0),
+                Some((30.0, 60.0)),
                 Spread::of(foreign),
             );
             node.shutdown().await;
 
             let node = Apart::start(&database, "note_wait")?;
-            let client = client(&database).await?;
+            let client = app::client(&database).await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
             let emitter = Emitter::Client(client.clone());
             emitter.emit_at(per_second, bytes).await?;
@@ -95,7 +90,7 @@ impl Bench {
             anyhow::ensure!(apart.len() as u64 == wanted, "{} of {wanted}", apart.len());
             report.latency(
                 &format!("W5 pickup, {per_second}/s, two processes"),
-                (3.0, 8.0),
+                Some((3.0, 8.0)),
                 Spread::of(apart),
             );
             client.pool().close().await;
@@ -105,12 +100,45 @@ impl Bench {
         Ok(())
     }
 
+    /// From the start of a node, on a schema that is there, to the start of the handler of a message that waits.
+    pub(crate) async fn start(&self, report: &mut Report) -> anyhow::Result<()> {
+        const STARTS: i64 = 10;
+        let database = self.server.database("start").await?;
+        let own = app::prepare(&database, "note_wait").await?;
+        let client = app::client(&database).await?;
+        let mut samples = Vec::new();
+        for id in 0..STARTS {
+            client
+                .emit(&Job::new(id, self.arguments.payload_bytes))
+                .await?;
+            let begun = Instant::now();
+            let (node, waits) = app::start(&database, "note_wait", 100).await?;
+            while waits
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_empty()
+            {
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            samples.push(begun.elapsed().as_secs_f64() * 1_000.0);
+            node.shutdown().await;
+        }
+        report.latency(
+            "start of a node to its first event",
+            None,
+            Spread::of(samples),
+        );
+        client.pool().close().await;
+        own.close().await;
+        database.remove().await
+    }
+
     /// Kills a node that is at work, starts it again at once, and waits until all is done.
     pub(crate) async fn kill(&self, report: &mut Report) -> anyhow::Result<()> {
         let events = self.arguments.events.min(20_000);
         let database = self.server.database("kill").await?;
         let own = app::prepare(&database, "insert_8").await?;
-        let client = client(&database).await?;
+        let client = app::client(&database).await?;
         app::fill(&client, &own, events, self.arguments.payload_bytes).await?;
         let node = Apart::start(&database, "insert_8")?;
         let effects = || async {

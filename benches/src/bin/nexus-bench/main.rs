@@ -11,6 +11,7 @@ mod cost;
 mod footprint;
 mod latency;
 mod report;
+mod scale;
 mod throughput;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -68,13 +69,20 @@ enum Workload {
     Snapshot,
     /// 8 nodes against one.
     Nodes,
-    /// A node that has nothing to do.
+    /// From the start of a node to its first event.
+    Start,
+    /// A node that has nothing to do; and the memory of one that has a lot to do.
     Idle,
 }
 
-/// What runs in a process of its own.
 #[derive(Debug, Clone, Subcommand)]
 enum Part {
+    /// What an event costs as the work grows: payloads, subscriptions, handlers, nodes, what waits, the log.
+    Scale {
+        /// As far as a hundred million rows of the log: an hour, and 30 GB.
+        #[arg(long)]
+        long: bool,
+    },
     /// Runs a node with one handler until it is killed or its standard input is closed.
     #[command(hide = true)]
     Node {
@@ -99,6 +107,10 @@ async fn main() -> anyhow::Result<()> {
         server: BenchServer::start()?,
         arguments,
     };
+    if let Some(Part::Scale { long }) = bench.arguments.part {
+        eprintln!("{}, load {:?}", bench.server, load());
+        return bench.scale(long).await;
+    }
     let mut report = Report::new(&bench.server.settings().await?);
     eprintln!("{}, load {:?}", bench.server, load());
     for round in 1..=bench.arguments.rounds.max(1) {
@@ -131,6 +143,7 @@ impl Bench {
             Workload::Kill => self.kill(report).await,
             Workload::Snapshot => self.snapshot(report).await,
             Workload::Nodes => self.nodes(report).await,
+            Workload::Start => self.start(report).await,
             Workload::Idle => self.idle(report).await,
         }
     }

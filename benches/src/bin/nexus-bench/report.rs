@@ -41,7 +41,7 @@ enum Runs {
         runs: Vec<Pair>,
     },
     Latency {
-        target_ms: (f64, f64),
+        target_ms: Option<(f64, f64)>,
         runs: Vec<Spread>,
     },
     Kill {
@@ -59,12 +59,30 @@ struct Kill {
     doubled: i64,
 }
 
+/// A node that has nothing to do; and its memory while its handler holds a thousand messages.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Idle {
-    cpu_percent: f64,
-    resident_mib: f64,
-    polls_per_second: f64,
-    micros_per_poll: f64,
+pub(crate) struct Idle {
+    pub(crate) cpu_percent: f64,
+    pub(crate) resident_mib: f64,
+    pub(crate) in_flight_mib: f64,
+    pub(crate) polls_per_second: f64,
+    pub(crate) micros_per_poll: f64,
+}
+
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            cpu_percent,
+            resident_mib,
+            in_flight_mib,
+            polls_per_second,
+            micros_per_poll,
+        } = self;
+        write!(
+            f,
+            "{cpu_percent:.2} % of a core, {resident_mib:.1} MiB ({in_flight_mib:.1} MiB with 1,000 messages in flight), {polls_per_second:.1} polls/s of {micros_per_poll:.1} µs"
+        )
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -112,7 +130,7 @@ impl Report {
         }
     }
 
-    pub(crate) fn latency(&mut self, name: &str, target_ms: (f64, f64), spread: Spread) {
+    pub(crate) fn latency(&mut self, name: &str, target_ms: Option<(f64, f64)>, spread: Spread) {
         self.last = format!("{name}: {spread}");
         eprintln!("{}", self.last);
         let new = Runs::Latency {
@@ -138,23 +156,10 @@ impl Report {
         }
     }
 
-    pub(crate) fn idle(
-        &mut self,
-        cpu_percent: f64,
-        resident_mib: f64,
-        polls_per_second: f64,
-        micros_per_poll: f64,
-    ) {
-        self.last = format!(
-            "idle: {cpu_percent:.2} % of a core, {resident_mib:.1} MiB, {polls_per_second:.1} polls/s of {micros_per_poll:.1} µs"
-        );
+    pub(crate) fn idle(&mut self, idle: Idle) {
+        self.last = format!("idle: {idle}");
         if let Runs::Idle { runs } = self.of("idle node", Runs::Idle { runs: Vec::new() }) {
-            runs.push(Idle {
-                cpu_percent,
-                resident_mib,
-                polls_per_second,
-                micros_per_poll,
-            });
+            runs.push(idle);
         }
     }
 
@@ -219,13 +224,12 @@ impl fmt::Display for Report {
                 let middle = median(runs, |run| run.p99);
                 writeln!(
                     f,
-                    "| {name} | {:.1} | {:.1} ({}) | {:.1} | {} / {} |",
+                    "| {name} | {:.1} | {:.1} ({}) | {:.1} | {} |",
                     middle.p50,
                     middle.p99,
                     range(runs.iter().map(|run| run.p99)),
                     middle.max,
-                    target_ms.0,
-                    target_ms.1
+                    target_ms.map_or("–".to_owned(), |(p50, p99)| format!("{p50} / {p99}"))
                 )?;
             }
         }
@@ -246,14 +250,7 @@ impl fmt::Display for Report {
                 }
                 Runs::Idle { runs } => {
                     let middle = median(runs, |run| run.cpu_percent);
-                    writeln!(
-                        f,
-                        "{name}: {:.2} % of a core, {:.1} MiB resident, {:.1} polls a second of {:.1} µs",
-                        middle.cpu_percent,
-                        middle.resident_mib,
-                        middle.polls_per_second,
-                        middle.micros_per_poll
-                    )?;
+                    writeln!(f, "{name}: {middle}")?;
                 }
                 Runs::Ratio { .. } | Runs::Latency { .. } => {}
             }

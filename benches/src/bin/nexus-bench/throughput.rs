@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nexus::{Client, Database};
 use nexus_benches::BenchDatabase;
 use pgmq::{PGMQueueExt, types::Message};
 use sqlx::{PgPool, postgres::PgPoolOptions};
@@ -62,11 +61,6 @@ fn payload(id: i64, bytes: usize) -> anyhow::Result<String> {
     Ok(serde_json::to_string(&Job::new(id, bytes))?)
 }
 
-async fn client(database: &BenchDatabase) -> anyhow::Result<Client> {
-    let database = Database::from_url(database.url(), "the benchmark")?;
-    Ok(Client::connect(&database, "bench").await?)
-}
-
 impl Bench {
     pub(crate) async fn emit(&self, report: &mut Report) -> anyhow::Result<()> {
         let (seconds, bytes) = (self.arguments.seconds, self.arguments.payload_bytes);
@@ -90,7 +84,7 @@ impl Bench {
         let yardstick = Measured::new(count, took, Some(meter.per_event(count).await?));
 
         let meter = Meter::start(&database).await?;
-        let client = client(&database).await?;
+        let client = app::client(&database).await?;
         let by = client.clone();
         let work = move |id| {
             let client = by.clone();
@@ -127,7 +121,7 @@ impl Bench {
         let yardstick = Measured::new(events, took, Some(meter.per_event(events).await?));
 
         let meter = Meter::start(&database).await?;
-        let client = client(&database).await?;
+        let client = app::client(&database).await?;
         let begun = Instant::now();
         for first in (0..events).step_by(1_000) {
             let jobs: Vec<Job> = (first..first + 1_000)
@@ -146,7 +140,7 @@ impl Bench {
         let (events, bytes) = (self.arguments.events, self.arguments.payload_bytes);
         let database = self.server.database("drain").await?;
         let own = app::prepare(&database, "no_op").await?;
-        let emitter = client(&database).await?;
+        let emitter = app::client(&database).await?;
         app::fill(&emitter, &own, events, bytes).await?;
         // The same bodies for both.
         sqlx::raw_sql("select pgmq.create('yardstick')")
@@ -241,7 +235,7 @@ impl Bench {
         pool.close().await;
         let yardstick = Measured::new(count, took, Some(meter.per_event(count).await?));
 
-        let emitter = client(&database).await?;
+        let emitter = app::client(&database).await?;
         app::fill(&emitter, &own, events, bytes).await?;
         let nexus = self.drained_by(&database, &own, &handler, events).await?;
         let target = if concurrency == 8 { 0.50 } else { 0.30 };
@@ -306,7 +300,7 @@ impl Bench {
         pool.close().await;
         let yardstick = Measured::new(events, took, Some(meter.per_event(events).await?));
 
-        let emitter = client(&database).await?;
+        let emitter = app::client(&database).await?;
         app::fill(&emitter, &own, events, bytes).await?;
         let nexus = self
             .drained_by(&database, &own, "insert_all", events)
@@ -324,7 +318,7 @@ impl Bench {
         for nodes in [1, 8] {
             let database = self.server.database("nodes").await?;
             let own = app::prepare(&database, "no_op").await?;
-            let emitter = client(&database).await?;
+            let emitter = app::client(&database).await?;
             app::fill(&emitter, &own, events, bytes).await?;
             let meter = Meter::start(&database).await?;
             let mut running = Vec::new();

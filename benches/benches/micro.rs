@@ -1,6 +1,6 @@
 //! What nexus itself does with a message, without a database.
 //!
-//! `cargo bench -p nexus-benches`
+//! `cargo bench -p nexus-benches --bench micro`
 
 use std::hint::black_box;
 

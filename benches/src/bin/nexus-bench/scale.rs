@@ -152,9 +152,7 @@ impl Place {
         sqlx::raw_sql(sqlx::AssertSqlSafe(copied))
             .execute(&self.own)
             .await?;
-        sqlx::raw_sql("vacuum analyze; checkpoint")
-            .execute(&self.own)
-            .await?;
+        tidy(&self.own).await?;
         Ok(())
     }
 
@@ -230,9 +228,7 @@ impl Bench {
             let at = i64::try_from(handlers)?;
             let count = events / at;
             place.emit("", at, count, 200).await?;
-            sqlx::raw_sql("vacuum analyze; checkpoint")
-                .execute(&place.own)
-                .await?;
+            tidy(&place.own).await?;
             say(place.drain("drain, handlers", at, count * at, 1).await?);
             place.leave().await?;
         }
@@ -282,6 +278,14 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+async fn tidy(pool: &PgPool) -> anyhow::Result<()> {
+    // Not together: several statements in one string are a transaction, in which there is no `vacuum`.
+    for statement in ["vacuum analyze", "checkpoint"] {
+        sqlx::raw_sql(statement).execute(pool).await?;
+    }
+    Ok(())
 }
 
 /// Rows as an emit writes them, but for their payload, which is small.

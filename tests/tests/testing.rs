@@ -353,6 +353,33 @@ async fn what_no_node_runs_is_not_waited_for_long() {
     );
 }
 
+/// As on a machine that is so busy that they do not come.
+async fn make_heartbeats_late(pool: &sqlx::PgPool) {
+    sqlx::raw_sql(
+        "create function core.test_late() returns trigger language plpgsql as $$
+         begin
+             new.last_heartbeat := core.now() - interval '1 minute';
+             return new;
+         end $$;
+         create trigger late before insert or update on core.nodes for each row execute function core.test_late()",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_node_whose_heartbeat_is_late_lives_through_every_tick() {
+    let database = database().await;
+    make_heartbeats_late(&database.pool().await).await;
+    database
+        .travel_to("2027-06-01T12:00:00Z".parse().unwrap())
+        .await;
+    let app = TestApp::start_on(&database, App::discover().only(["nightly"])).await;
+    app.live_through(Duration::from_hours(24 * 5)).await;
+    assert_eq!(app.ticks("nightly").await.len(), 5);
+}
+
 #[tokio::test]
 async fn a_node_whose_heartbeat_is_late_is_waited_for() {
     let database = database().await;
@@ -363,19 +390,9 @@ async fn a_node_whose_heartbeat_is_late_is_waited_for() {
         .execute(&pool)
         .await
         .unwrap();
-    // Nothing can be claimed, and no heartbeat looks fresh.
+    make_heartbeats_late(&pool).await;
+    // Nothing can be claimed.
     let mut tx = pool.begin().await.unwrap();
-    sqlx::raw_sql(
-        "create function core.test_late() returns trigger language plpgsql as $$
-         begin
-             new.last_heartbeat := core.now() - interval '1 minute';
-             return new;
-         end $$;
-         create trigger late before insert or update on core.nodes for each row execute function core.test_late()",
-    )
-    .execute(&pool)
-    .await
-    .unwrap();
     sqlx::raw_sql("lock table pgmq.q_core_events_demo in exclusive mode")
         .execute(&mut *tx)
         .await

@@ -13,7 +13,7 @@ return (select coalesce(frozen_at, now()) + shift from core.test_clock);
 -- no time has passed for who holds it; what waits (retries, schedules, retention) has come closer. What
 -- nodes held that have crashed does not: `p_dead` is [{"queue", "msg_id", "read_ct"}].
 create function core.test_advance(
-    p_by interval, p_has_caretaker boolean default false, p_dead_nodes text[] default '{}', p_dead jsonb default '[]'
+    p_by interval, p_has_caretaker boolean, p_dead_nodes text[], p_live_nodes text[], p_dead jsonb
 ) returns timestamptz
 language plpgsql
 as $$
@@ -57,7 +57,7 @@ begin
         using p_by, before, p_dead, queue;
     end loop;
     update core.nodes set last_heartbeat = last_heartbeat + p_by
-    where core.is_live(last_heartbeat + p_by) and node_id <> all (p_dead_nodes);
+    where core.test_works(node_id, last_heartbeat + p_by, p_dead_nodes, p_live_nodes);
     return core.now();
 end
 $$;

@@ -196,7 +196,7 @@ impl TestDatabase {
             i64::try_from(by.as_micros()).expect("a test's clock moves by less than 292,000 years");
         self.leap(
             Location::caller(),
-            "select (extract(epoch from core.test_advance($1 * interval '1 microsecond', $2, $3, $4)) * 1000000)::bigint",
+            "select (extract(epoch from core.test_advance($1 * interval '1 microsecond', $2, $3, $4, $5)) * 1000000)::bigint",
             by,
         )
     }
@@ -212,7 +212,7 @@ impl TestDatabase {
         self.leap(
             Location::caller(),
             "select (extract(epoch from core.test_advance(
-                 timestamptz 'epoch' + $1 * interval '1 microsecond' - core.now(), $2, $3, $4)) * 1000000)::bigint",
+                 timestamptz 'epoch' + $1 * interval '1 microsecond' - core.now(), $2, $3, $4, $5)) * 1000000)::bigint",
             at.as_microsecond(),
         )
     }
@@ -255,6 +255,7 @@ impl TestDatabase {
             .bind(micros)
             .bind(self.has_caretaker())
             .bind(self.dead_nodes())
+            .bind(self.live_nodes())
             .bind(self.held_by_the_dead())
             .fetch_one(self.shared_pool())
             .await

@@ -172,8 +172,9 @@ async fn is_open(database: &TestDatabase, at: &Location<'_>) -> bool {
         if sent.unwrap_or_default() > 0 {
             database.alarm();
         }
-        sqlx::query_scalar("select core.test_is_open($1)")
+        sqlx::query_scalar("select core.test_is_open($1, $2)")
             .bind(database.dead_nodes())
+            .bind(database.live_nodes())
             .fetch_one(database.shared_pool())
             .await
     };
@@ -182,14 +183,12 @@ async fn is_open(database: &TestDatabase, at: &Location<'_>) -> bool {
         .unwrap_or_else(|error| panic!("{at}: the database cannot be asked: {error}"))
 }
 
-/// Whether all that is open waits for a node that is not there. On a busy machine a heartbeat may come late:
-/// a node of this test is there all the same, and what it runs may wait for it.
+/// Whether all that is open waits for a node that is not there.
 async fn is_stuck(database: &TestDatabase, at: &Location<'_>) -> bool {
     sqlx::query_scalar(
-        "select not exists (select from core.test_messages($1) where state in ('due', 'held', 'foreign'))
-            and not exists (select from core.test_timed($1) where due_in_micros <= 0)
-            and not exists (select from core.test_open_cuts())
-            and not exists (select from core.nodes where node_id = any ($2) and not core.is_live(last_heartbeat))",
+        "select not exists (select from core.test_messages($1, $2) where state in ('due', 'held', 'foreign'))
+            and not exists (select from core.test_timed($1, $2) where due_in_micros <= 0)
+            and not exists (select from core.test_open_cuts())",
     )
     .bind(database.dead_nodes())
     .bind(database.live_nodes())
@@ -209,9 +208,10 @@ pub(super) struct Left {
 /// By one statement: what comes due while it is asked for is seen once.
 pub(super) async fn left(database: &TestDatabase, at: &Location<'_>) -> Left {
     let (is_drained, next): (bool, Option<i64>) = sqlx::query_as(
-        "select not core.test_is_open($1) and core.test_next(false, $1) is null, core.test_next(true, $1)",
+        "select not core.test_is_open($1, $2) and core.test_next(false, $1, $2) is null, core.test_next(true, $1, $2)",
     )
     .bind(database.dead_nodes())
+    .bind(database.live_nodes())
     .fetch_one(database.shared_pool())
     .await
     .unwrap_or_else(|error| panic!("{at}: the database cannot be asked: {error}"));
@@ -246,9 +246,10 @@ pub(super) async fn report(
         let rows = sqlx::query(
             "select queue, msg_id, read_ct, state, due_in_micros, handler, event_version, event_type,
                     event_id, attempts, error
-             from core.test_messages($1)",
+             from core.test_messages($1, $2)",
         )
         .bind(database.dead_nodes())
+        .bind(database.live_nodes())
         .fetch_all(database.shared_pool())
         .await?;
         let messages: Vec<Waiting> = rows
@@ -268,8 +269,9 @@ pub(super) async fn report(
             })
             .collect();
         let timed: Vec<(String, String, i64)> =
-            sqlx::query_as("select kind, what, due_in_micros from core.test_timed($1)")
+            sqlx::query_as("select kind, what, due_in_micros from core.test_timed($1, $2)")
                 .bind(database.dead_nodes())
+                .bind(database.live_nodes())
                 .fetch_all(database.shared_pool())
                 .await?;
         let cuts: Vec<(String, String, i32, String)> =

@@ -66,6 +66,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     15 "0015_retire",
     16 "0016_roles",
     17 "0017_letters_by_place",
+    18 "0018_versions_in_plan",
 ];
 
 /// The version that this build works with.

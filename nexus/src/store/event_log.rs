@@ -1,22 +1,32 @@
 //! Appending to the log and enqueueing for every subscription, by one statement.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    fmt::Write as _,
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, SqlSafeStr, postgres::PgArguments};
 
-use super::{delayed_emits, micros, queue::Within, table};
+use super::{JsonText, delayed_emits, micros, queue::Within, table};
 use crate::event::{Delay, Outgoing};
 
-/// Which queues each event type goes to, as of one version of the namespace's subscriptions.
+/// Who gets the events of each type, as of one version of the namespace's subscriptions: whatever changes one
+/// of them changes the version, too.
 #[derive(Debug)]
 pub(crate) struct Plan {
     version: i64,
-    queues: HashMap<String, BTreeSet<String>>,
+    subscriptions: HashMap<String, Vec<Subscription>>,
+}
+
+#[derive(Debug)]
+struct Subscription {
+    id: i64,
+    handler: String,
+    queue: String,
+    /// Versions that other handlers of the group take.
+    other_versions: Vec<i32>,
 }
 
 impl Plan {
@@ -24,7 +34,7 @@ impl Plan {
     pub(crate) fn never_in_force() -> Self {
         Self {
             version: -1,
-            queues: HashMap::new(),
+            subscriptions: HashMap::new(),
         }
     }
 
@@ -36,11 +46,12 @@ impl Plan {
     ) -> sqlx::Result<Option<Self>> {
         // One statement, so that version and subscriptions belong together.
         let rows = sqlx::query(
-            "select n.subscriptions_version, s.event_type, s.queue_name
+            "select n.subscriptions_version, s.event_type, s.subscription_id, s.handler, s.queue_name,
+                    s.other_versions
              from core.namespaces n
              left join core.subscriptions s on s.namespace = n.namespace
              where n.namespace = $1
-             group by 1, 2, 3",
+             order by s.subscription_id",
         )
         .persistent(is_kept)
         .bind(namespace)
@@ -51,32 +62,78 @@ impl Plan {
         };
         let mut plan = Self {
             version: first.get(0),
-            queues: HashMap::new(),
+            subscriptions: HashMap::new(),
         };
         for row in &rows {
-            if let (Some(event_type), Some(queue)) = (
-                row.get::<Option<String>, _>(1),
-                row.get::<Option<String>, _>(2),
-            ) {
-                plan.queues.entry(event_type).or_default().insert(queue);
-            }
+            let Some(event_type) = row.get::<Option<String>, _>(1) else {
+                continue;
+            };
+            let subscription = Subscription {
+                id: row.get(2),
+                handler: row.get(3),
+                queue: row.get(4),
+                other_versions: row.get(5),
+            };
+            plan.subscriptions
+                .entry(event_type)
+                .or_default()
+                .push(subscription);
         }
         Ok(Some(plan))
     }
 
-    fn targets(&self, events: &[Outgoing]) -> BTreeSet<String> {
-        let mut targets = BTreeSet::new();
+    /// What each queue gets of these events.
+    fn deliveries(&self, events: &[Outgoing], rows: Rows) -> BTreeMap<&str, Vec<Delivery<'_>>> {
+        let mut deliveries: BTreeMap<&str, Vec<Delivery<'_>>> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
         for event in events {
+            let event_version = version(event);
             // Such an event is not fanned out now. Whether a time has passed, only the database knows.
-            if matches!(event.delay, Some(Delay::After(_))) {
+            if matches!(event.delay, Some(Delay::After(_)))
+                || !seen.insert((&event.event_type, event_version))
+            {
                 continue;
             }
-            if let Some(queues) = self.queues.get(&event.event_type) {
-                targets.extend(queues.iter().cloned());
+            let Some((event_type, subscriptions)) =
+                self.subscriptions.get_key_value(&event.event_type)
+            else {
+                continue;
+            };
+            for subscription in subscriptions {
+                if subscription.other_versions.contains(&event_version) {
+                    continue;
+                }
+                let mut headers = json!({
+                    "eventId": 0,
+                    "eventVersion": event.event_version,
+                    "subscription": subscription.id,
+                    "handler": subscription.handler,
+                });
+                if rows != Rows::Mixed {
+                    add_trace(&mut headers, event);
+                }
+                let delivery = Delivery {
+                    event_type,
+                    event_version,
+                    headers: headers.to_string(),
+                };
+                deliveries
+                    .entry(&subscription.queue)
+                    .or_default()
+                    .push(delivery);
             }
         }
-        targets
+        deliveries
     }
+}
+
+/// A message to be, of each event of this type and version.
+#[derive(Debug)]
+struct Delivery<'a> {
+    event_type: &'a str,
+    event_version: i32,
+    /// As `core.headers` makes them. The id is the server's to set; the trace as well if it differs.
+    headers: String,
 }
 
 /// Messages whose completion is stored together with events.
@@ -123,10 +180,68 @@ pub(crate) struct Statements {
 /// the set of queues they go to, of which there are few. sqlx caches 100 statements a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Shape {
-    targets: BTreeSet<String>,
+    rows: Rows,
+    /// The queues, and whether one event makes several messages there.
+    targets: Vec<(String, bool)>,
     completes: Option<(String, Within)>,
     keyed: bool,
     delays: bool,
+}
+
+/// What the events have in common. That is one parameter then: an array costs the server a table of its own,
+/// and events of several types have to be joined with their subscriptions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Rows {
+    /// It is one event: nothing is an array.
+    One,
+    /// Type, version, correlation, causation and trace.
+    Alike,
+    /// Nothing, or it was not worth a look.
+    Mixed,
+}
+
+impl Rows {
+    fn of(events: &[Outgoing]) -> Self {
+        let [first, others @ ..] = events else {
+            return Self::Mixed;
+        };
+        let is_alike = |event: &Outgoing| {
+            event.event_type == first.event_type
+                && event.event_version == first.event_version
+                && event.correlation_id == first.correlation_id
+                && event.causation_id == first.causation_id
+                && event.traceparent == first.traceparent
+                && event.tracestate == first.tracestate
+        };
+        match others {
+            [] => Self::One,
+            _ if others.iter().all(is_alike) => Self::Alike,
+            _ => Self::Mixed,
+        }
+    }
+
+    /// Whether a column is an array; `is_shared` says that it is one of those that [`Rows::Alike`] names.
+    fn has_array(self, is_shared: bool) -> bool {
+        match self {
+            Self::One => false,
+            Self::Alike => !is_shared,
+            Self::Mixed => true,
+        }
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
+
+/// Binds a column: all values, or the one that is the value of all.
+fn bind<'q, T>(query: Query<'q>, is_array: bool, values: Vec<T>) -> Query<'q>
+where
+    T: sqlx::Encode<'q, Postgres> + sqlx::Type<Postgres> + sqlx::postgres::PgHasArrayType + 'q,
+{
+    if is_array {
+        query.bind(values)
+    } else {
+        query.bind(values.into_iter().next())
+    }
 }
 
 /// Appends `events` and enqueues them; completes messages in the same statement.
@@ -144,49 +259,64 @@ pub(crate) async fn emit(
     completion: Option<Completion<'_>>,
     source: &[Option<i64>],
 ) -> sqlx::Result<Option<Stored>> {
+    let rows = Rows::of(events);
+    let deliveries = plan.deliveries(events, rows);
     let shape = Shape {
-        targets: plan.targets(events),
+        rows,
+        targets: deliveries
+            .iter()
+            .map(|(&queue, of_queue)| (queue.to_owned(), rows == Rows::Mixed || of_queue.len() > 1))
+            .collect(),
         completes: completion.map(|completion| (completion.queue.to_owned(), completion.within)),
         keyed: events.iter().any(|event| event.idempotency_key.is_some()),
         delays: events.iter().any(|event| event.delay.is_some()),
     };
     let text = statements.text(&shape);
-    let column = |get: fn(&Outgoing) -> Option<&str>| -> Vec<Option<&str>> {
-        events.iter().map(get).collect()
-    };
-    let types: Vec<&str> = events
-        .iter()
-        .map(|event| event.event_type.as_str())
-        .collect();
-    let versions: Vec<i32> = events
-        .iter()
-        .map(|event| i32::try_from(event.event_version).unwrap_or(i32::MAX))
-        .collect();
-    let bodies: Vec<String> = events
-        .iter()
-        .map(|event| open_body(emitter, event))
-        .collect();
+    let (shared, own) = (rows.has_array(true), rows.has_array(false));
+    let of_all = &events[..if shared { events.len() } else { 1 }];
+    let traces: Vec<String> = of_all.iter().map(trace).collect();
+    let envelope = envelope(emitter, events.first());
     let mut query = sqlx::query(AssertSqlSafe(&*text).into_sql_str())
         .persistent(emitter.is_kept)
         .bind(emitter.namespace)
         .bind(plan.version)
-        .bind(emitter.producer)
-        .bind(types)
-        .bind(versions)
-        .bind(bodies)
-        .bind(column(|event| event.key.as_deref()))
-        .bind(column(|event| event.correlation_id.as_deref()))
-        .bind(column(|event| event.causation_id.as_deref()))
-        .bind(events.iter().map(trace).collect::<Vec<_>>());
+        .bind(emitter.producer);
+    let texts = |get: fn(&Outgoing) -> Option<&str>| -> Vec<Option<&str>> {
+        events.iter().map(get).collect()
+    };
+    let types = of_all
+        .iter()
+        .map(|event| event.event_type.as_str())
+        .collect::<Vec<_>>();
+    query = bind(query, shared, types);
+    query = bind(query, shared, of_all.iter().map(version).collect());
+    query = bind(
+        query,
+        shared,
+        texts(|event| event.correlation_id.as_deref()),
+    );
+    query = bind(query, shared, texts(|event| event.causation_id.as_deref()));
+    query = bind(
+        query,
+        shared,
+        traces.iter().map(|trace| JsonText(trace)).collect(),
+    );
+    query = bind(
+        query,
+        own,
+        events
+            .iter()
+            .map(|event| JsonText(&event.payload))
+            .collect(),
+    );
+    query = bind(query, own, texts(|event| event.key.as_deref()));
     if let Some(completion) = completion {
-        query = query
-            .bind(source)
+        query = bind(query, own, source.to_vec())
             .bind(completion.msg_ids)
             .bind(completion.read_cts);
     }
     if shape.keyed {
-        query = query
-            .bind(column(|event| event.idempotency_key.as_deref()))
+        query = bind(query, own, texts(|event| event.idempotency_key.as_deref()))
             .bind(emitter.idempotency_ms);
     }
     if shape.delays {
@@ -199,15 +329,41 @@ pub(crate) async fn emit(
             Some(Delay::At(time)) => Some(time.as_microsecond().max(0)),
             _ => None,
         };
-        query = query
-            .bind(events.iter().map(after).collect::<Vec<_>>())
-            .bind(events.iter().map(at).collect::<Vec<_>>());
+        query = bind(query, own, events.iter().map(after).collect());
+        query = bind(query, own, events.iter().map(at).collect());
+    }
+    if rows != Rows::Mixed && !shape.targets.is_empty() {
+        query = query.bind(JsonText(&envelope));
+    }
+    for ((_, is_array), of_queue) in shape.targets.iter().zip(deliveries.values()) {
+        let headers = of_queue.iter().map(|delivery| JsonText(&delivery.headers));
+        query = bind(query, *is_array, headers.collect());
+        if rows == Rows::Mixed {
+            query = query
+                .bind(
+                    of_queue
+                        .iter()
+                        .map(|delivery| delivery.event_type)
+                        .collect::<Vec<_>>(),
+                )
+                .bind(
+                    of_queue
+                        .iter()
+                        .map(|delivery| delivery.event_version)
+                        .collect::<Vec<_>>(),
+                );
+        }
     }
     let row = query.fetch_one(connection).await?;
-    if !row.get::<bool, _>(0) {
+    let event_ids: Vec<i64> = row.get(0);
+    // An event may be left out because nothing was completed; if all are, the plan says why.
+    let is_in_force = row
+        .get::<Option<bool>, _>(3)
+        .unwrap_or(!event_ids.is_empty());
+    if !is_in_force {
         return Ok(None);
     }
-    let mut queues = shape.targets;
+    let mut queues: BTreeSet<String> = deliveries.keys().map(|&queue| queue.to_owned()).collect();
     if events
         .iter()
         .any(|event| event.is_delayed_less_than(delayed_emits::NOTICED_WITHIN))
@@ -215,52 +371,45 @@ pub(crate) async fn emit(
         queues.insert(delayed_emits::BELL.to_owned());
     }
     Ok(Some(Stored {
-        event_ids: row.get(1),
-        completed: row.get(2),
-        conflict: row.get(3),
+        event_ids,
+        completed: row.get(1),
+        conflict: row.get(2),
         queues,
     }))
 }
 
-/// The body of the message as JSON text, as `core.envelope` makes it, but for its end: the time of the emit, and
-/// the id of the event where that is its correlation id, are the server's to add. One text, because parsing
-/// JSON takes the server less than half the time of building it field by field.
-fn open_body(emitter: Emitter<'_>, event: &Outgoing) -> String {
-    let mut body = String::with_capacity(event.payload.len() + 256);
-    let mut field = |name: &str, json: &dyn std::fmt::Display| {
-        body.push(if body.is_empty() { '{' } else { ',' });
-        // Writing to a string does not fail.
-        let _ = write!(body, "\"{name}\":{json}");
-    };
-    let text = |text: &str| Value::from(text);
-    field("namespace", &text(emitter.namespace));
-    field("eventType", &text(&event.event_type));
-    field("payload", &event.payload);
-    field("producerNodeId", &text(emitter.producer));
-    field("eventVersion", &event.event_version);
-    let optional = [
-        ("key", &event.key),
-        ("correlationId", &event.correlation_id),
-        ("causationId", &event.causation_id),
-    ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            field(name, &text(value));
-        }
-    }
-    body
+fn version(event: &Outgoing) -> i32 {
+    i32::try_from(event.event_version).unwrap_or(i32::MAX)
 }
 
-/// The trace context as fields of a JSON object, with a comma before each.
-fn trace(event: &Outgoing) -> Option<String> {
-    let text = |text: &str| Value::from(text);
-    let traceparent = text(event.traceparent.as_deref()?);
-    let mut fields = format!(",\"traceparent\":{traceparent}");
-    if let Some(tracestate) = &event.tracestate {
-        // Writing to a string does not fail.
-        let _ = write!(fields, ",\"tracestate\":{}", text(tracestate));
+/// What the bodies of events that are alike share, as `core.envelope` has it. What they do not is added by the
+/// server, as is the time.
+fn envelope(emitter: Emitter<'_>, first: Option<&Outgoing>) -> String {
+    let mut fields = json!({ "namespace": emitter.namespace, "producerNodeId": emitter.producer });
+    if let Some(event) = first {
+        fields["eventType"] = json!(event.event_type);
+        fields["eventVersion"] = json!(event.event_version);
+        if let Some(causation_id) = &event.causation_id {
+            fields["causationId"] = json!(causation_id);
+        }
     }
-    Some(fields)
+    fields.to_string()
+}
+
+/// The trace context as an object; {} without one.
+fn trace(event: &Outgoing) -> String {
+    let mut fields = json!({});
+    add_trace(&mut fields, event);
+    fields.to_string()
+}
+
+fn add_trace(fields: &mut Value, event: &Outgoing) {
+    if let Some(traceparent) = &event.traceparent {
+        fields["traceparent"] = json!(traceparent);
+        if let Some(tracestate) = &event.tracestate {
+            fields["tracestate"] = json!(tracestate);
+        }
+    }
 }
 
 impl Statements {
@@ -275,161 +424,301 @@ impl Statements {
     }
 }
 
+/// Whether the plan is in force. Everything the statement does depends on it.
+const IN_FORCE: &str =
+    "exists (select from core.namespaces where namespace = $1 and subscriptions_version = $2)";
+
 impl Shape {
     /// One statement of steps: each is a CTE named for what it does.
     ///
-    /// `v` is empty unless the plan is in force, and everything after it depends on it. `d` deletes
-    /// completed messages, `e` draws the ids of the events and completes their bodies, `k` claims idempotency
-    /// keys, `w` stores the events that wait to be due, `b` are the others, `l` appends them to the log, and
-    /// one `q…` for each queue enqueues them.
+    /// `d` deletes completed messages. `e` draws the ids of the events, `k` claims idempotency keys, `w` stores
+    /// the events that wait to be due, and `b` are the others: without keys and delays these four are left out.
+    /// `l` appends to the log; of what it returns, `m` makes the bodies of the messages, and one `q…` for each
+    /// queue enqueues them. To set a step up takes the server as long as an insert, so there are no more than
+    /// needed.
     fn statement(&self) -> String {
         let parameters = self.parameters();
-        let mut steps = vec![
-            "v as materialized (
-                 select from core.namespaces where namespace = $1 and subscriptions_version = $2
-             )"
-            .to_owned(),
-        ];
-        steps.extend(
-            self.completes
-                .as_ref()
-                .map(|(queue, within)| complete_step(queue, *within, &parameters)),
-        );
-        steps.push(self.events_step(&parameters));
-        if self.keyed {
-            steps.push(keys_step(&parameters, self.delays));
-        }
-        // An event whose key was used before is not stored again.
-        let new_events = if self.keyed {
-            "e left join k on k.key = e.idempotency_key where (k.event_id is null or k.event_id = e.event_id)"
-        } else {
-            "e where true"
-        };
-        if self.delays {
-            steps.push(wait_step(new_events, self.keyed));
-        }
-        let due_events = if self.keyed || self.delays {
+        let mut steps: Vec<String> = self
+            .completes
+            .iter()
+            .map(|(queue, within)| complete_step(queue, *within, &parameters))
+            .collect();
+        let mut events = self.events(&parameters);
+        if self.keyed || self.delays {
+            steps.push(format!("e as materialized ({events})"));
+            let Parameters {
+                idempotency_key, ..
+            } = &parameters;
+            // An event whose key was used before is not stored again.
+            let new_events = if self.keyed {
+                steps.push(keys_step(&parameters, self.delays));
+                format!(
+                    "e left join k on k.key = {idempotency_key} where (k.event_id is null or k.event_id = e.event_id)"
+                )
+            } else {
+                "e where true".to_owned()
+            };
+            if self.delays {
+                steps.push(wait_step(&parameters, &new_events, self.keyed));
+            }
             let is_due = if self.delays {
                 "and e.due_at is null"
             } else {
                 ""
             };
+            events = format!("select e.* from {new_events} {is_due}");
+        }
+        steps.push(self.log_step(&parameters, &events));
+        // The bodies are made once.
+        let is_single = matches!(&self.targets[..], [(_, false)]);
+        if !self.targets.is_empty() && !is_single {
             steps.push(format!(
-                "b as materialized (select e.* from {new_events} {is_due})"
+                "m as materialized (select l.*, {} as body from l)",
+                self.body(&parameters)
             ));
-            "b"
-        } else {
-            "e"
-        };
-        steps.push(log_step(due_events));
+        }
         steps.extend(
             self.targets
                 .iter()
                 .enumerate()
-                .map(|(index, queue)| queue_step(index, queue, due_events)),
+                .map(|(index, (queue, _))| self.queue_step(&parameters, index, queue, is_single)),
         );
 
-        let (event_ids, conflict) = if self.keyed {
-            (
-                "(select array_agg(coalesce(k.event_id, e.event_id) order by e.n)
-                  from e left join k on k.key = e.idempotency_key)",
-                "(select min(k.key) from e join k on k.key = e.idempotency_key
-                  where k.fingerprint <> core.event_fingerprint(e.event_type, e.body -> 'payload'))",
-            )
+        // Ids are drawn, and rows stored, in the order of the events.
+        let (mut event_ids, mut conflict) =
+            ("select event_id from l".to_owned(), "null::text".to_owned());
+        if self.keyed {
+            let Parameters {
+                idempotency_key,
+                event_type,
+                payload,
+                ..
+            } = &parameters;
+            event_ids = format!(
+                "select coalesce(k.event_id, e.event_id) from e left join k on k.key = {idempotency_key} order by e.n"
+            );
+            conflict = format!(
+                "(select min(k.key) from e join k on k.key = {idempotency_key}
+                  where k.fingerprint <> core.event_fingerprint({event_type}, {payload}))"
+            );
+        } else if self.delays {
+            "select event_id from e order by n".clone_into(&mut event_ids);
+        }
+        let (completed, is_in_force) = if self.completes.is_some() {
+            ("array(select msg_id from d)", IN_FORCE)
         } else {
-            (
-                "(select array_agg(e.event_id order by e.n) from e)",
-                "null::text",
-            )
-        };
-        let completed = if self.completes.is_some() {
-            "array(select msg_id from d)"
-        } else {
-            "'{}'::bigint[]"
+            ("'{}'::bigint[]", "null::bool")
         };
         format!(
-            "with {} select exists (select from v), coalesce({event_ids}, '{{}}'), {completed}, {conflict}",
+            "with {} select array({event_ids}), {completed}, {conflict}, {is_in_force}",
             steps.join(", ")
         )
     }
 
-    /// Parameters 1 to 10 are always there; what follows depends on the shape, in the order in which
-    /// [`emit`] binds it.
+    /// In the order in which [`emit`] binds them.
     fn parameters(&self) -> Parameters {
-        let mut next = 11;
-        let mut parameter = || {
-            next += 1;
-            format!("${}", next - 1)
+        // The first three are always there: namespace, version of the plan, producer.
+        let (last, mut arrays) = (Cell::new(3), Vec::new());
+        let scalar = |of: &str| {
+            last.set(last.get() + 1);
+            format!("${}::{of}", last.get())
         };
-        let mut parameters = Parameters::default();
+        let mut column = |name: &'static str, of: &str, is_shared| {
+            if self.rows.has_array(is_shared) {
+                arrays.push((scalar(&format!("{of}[]")), name));
+                format!("e.{name}")
+            } else {
+                scalar(of)
+            }
+        };
+        let mut parameters = Parameters {
+            event_type: column("event_type", "text", true),
+            event_version: column("event_version", "int", true),
+            correlation_id: column("correlation_id", "text", true),
+            causation_id: column("causation_id", "text", true),
+            trace: column("trace", "jsonb", true),
+            payload: column("payload", "jsonb", false),
+            key: column("key", "text", false),
+            ..Parameters::default()
+        };
         if self.completes.is_some() {
-            parameters.source = parameter();
-            parameters.msg_ids = parameter();
-            parameters.read_cts = parameter();
+            parameters.source = column("source", "bigint", false);
+            (parameters.msg_ids, parameters.read_cts) = (scalar("bigint[]"), scalar("int[]"));
         }
         if self.keyed {
-            parameters.keys = parameter();
-            parameters.period = parameter();
+            parameters.idempotency_key = column("idempotency_key", "text", false);
+            parameters.period = scalar("bigint");
         }
         if self.delays {
-            parameters.after = parameter();
-            parameters.at = parameter();
+            parameters.after = column("after_us", "bigint", false);
+            parameters.at = column("at_us", "bigint", false);
         }
+        if self.rows != Rows::Mixed && !self.targets.is_empty() {
+            parameters.envelope = scalar("jsonb");
+        }
+        parameters.deliveries = self
+            .targets
+            .iter()
+            .map(|(_, is_array)| {
+                if self.rows == Rows::Mixed {
+                    [scalar("jsonb[]"), scalar("text[]"), scalar("int[]")].join(", ")
+                } else {
+                    scalar(if *is_array { "jsonb[]" } else { "jsonb" })
+                }
+            })
+            .collect();
+        parameters.arrays = arrays;
         parameters
     }
 
-    fn events_step(&self, parameters: &Parameters) -> String {
-        let (mut arrays, mut columns, mut only_completed) = (String::new(), String::new(), "");
-        let mut due_at = "";
-        if self.completes.is_some() {
-            arrays = format!(", {}::bigint[]", parameters.source);
-            columns.push_str(", source");
-            only_completed = "and case when e.source is null then exists (select from d)
-                                        else e.source in (select n from d) end";
-        }
-        if self.keyed {
-            arrays = format!("{arrays}, {}::text[]", parameters.keys);
-            columns.push_str(", idempotency_key");
-        }
+    /// The events that are to be stored, with the ids that they get.
+    fn events(&self, parameters: &Parameters) -> String {
+        let Parameters {
+            source,
+            arrays,
+            after,
+            at,
+            ..
+        } = parameters;
+        let rows = if arrays.is_empty() {
+            "(select 1::bigint as n)".to_owned()
+        } else {
+            let (values, names): (Vec<&str>, Vec<&str>) = arrays
+                .iter()
+                .map(|(parameter, name)| (parameter.as_str(), *name))
+                .unzip();
+            format!(
+                "unnest({}) with ordinality as e ({}, n)",
+                values.join(", "),
+                names.join(", ")
+            )
+        };
+        let alias = if arrays.is_empty() { "e" } else { "" };
+        let mut due_at = String::new();
         if self.delays {
-            let Parameters { after, at, .. } = parameters;
-            arrays = format!("{arrays}, {after}::bigint[], {at}::bigint[]");
-            columns.push_str(", after_us, at_us");
             // Null for an event that is due by now.
-            due_at = "nullif(greatest(core.now(),
-                                 core.now() + e.after_us * interval '1 microsecond',
-                                 timestamptz 'epoch' + e.at_us * interval '1 microsecond'),
-                        core.now()) as due_at,";
+            due_at = format!(
+                "nullif(greatest(core.now(),
+                            core.now() + {after} * interval '1 microsecond',
+                            timestamptz 'epoch' + {at} * interval '1 microsecond'),
+                        core.now()) as due_at,"
+            );
         }
-        // The time is the same for all, and written once.
+        // Nothing is completed under a plan that is not in force.
+        let condition = if self.completes.is_some() {
+            format!(
+                "case when {source} is null then exists (select from d) else {source} in (select n from d) end"
+            )
+        } else {
+            IN_FORCE.to_owned()
+        };
         format!(
-            "e as materialized (
-                 select d.*, (d.open_body || (select ',\"emittedAt\":\"' || core.iso_time(core.now()) || '\"')
-                              || case when d.correlation_id is null
-                                      then ',\"correlationId\":\"' || d.event_id || '\"}}' else '}}' end)::jsonb as body
-                 from (
-                     select nextval('core.event_log_event_id_seq') as event_id, {due_at} e.*
-                     from unnest($4::text[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
-                                 $10::text[]{arrays}) with ordinality
-                         as e (event_type, event_version, open_body, key, correlation_id, causation_id,
-                               trace{columns}, n)
-                     where exists (select from v) {only_completed}
-                 ) d
+            "select nextval('core.event_log_event_id_seq') as event_id, {due_at} e.* from {rows} {alias} where {condition}"
+        )
+    }
+
+    fn log_step(&self, parameters: &Parameters, events: &str) -> String {
+        let Parameters {
+            event_type,
+            event_version,
+            key,
+            correlation_id,
+            causation_id,
+            trace,
+            payload,
+            ..
+        } = parameters;
+        let returned = match (self.targets.is_empty(), self.rows) {
+            (true, _) => "event_id",
+            (false, Rows::Mixed) => {
+                "event_id, event_type, event_version, payload, key, correlation_id, causation_id, metadata"
+            }
+            (false, _) => "event_id, payload, key, correlation_id",
+        };
+        format!(
+            "l as (
+                 insert into core.event_log
+                     (event_id, namespace, event_type, payload, emitted_at, producer_node_id, metadata,
+                      event_version, key, correlation_id, causation_id, subscriptions_version)
+                 select e.event_id, $1, {event_type}, {payload}, core.now(), $3, {trace},
+                        {event_version}, {key}, coalesce({correlation_id}, e.event_id::text), {causation_id}, $2
+                 from ({events}) e
+                 returning {returned}
              )"
         )
     }
+
+    /// The body of the message of an event in `l`, as `core.envelope` makes it.
+    fn body(&self, Parameters { envelope, .. }: &Parameters) -> String {
+        if self.rows == Rows::Mixed {
+            return "core.envelope($1, l.event_type, l.payload, core.now(), $3, l.event_version, l.key,
+                                  l.correlation_id, l.causation_id)"
+                .to_owned();
+        }
+        // What is the same for all is made once.
+        format!(
+            "(select {envelope} || jsonb_build_object('emittedAt', core.iso_time(core.now())))
+                 || jsonb_build_object('payload', l.payload, 'correlationId', l.correlation_id)
+                 || case when l.key is null then '{{}}' else jsonb_build_object('key', l.key) end"
+        )
+    }
+
+    fn queue_step(
+        &self,
+        parameters: &Parameters,
+        index: usize,
+        queue: &str,
+        is_single: bool,
+    ) -> String {
+        let (deliveries, table) = (&parameters.deliveries[index], table(queue));
+        let is_array = self.targets[index].1;
+        let messages = match self.rows {
+            Rows::Mixed => format!(
+                "select core.now(), m.body, s.headers || m.metadata || jsonb_build_object('eventId', m.event_id)
+                 from m join unnest({deliveries}) as s (headers, event_type, event_version)
+                     on s.event_type = m.event_type and s.event_version = m.event_version
+                 order by m.event_id"
+            ),
+            _ if is_single => format!(
+                "select core.now(), {}, jsonb_set({deliveries}, '{{eventId}}', to_jsonb(l.event_id)) from l",
+                self.body(parameters)
+            ),
+            // In the order of the events without being sorted: they are gone through once for each handler.
+            _ if is_array => format!(
+                "select core.now(), m.body, jsonb_set(s.headers, '{{eventId}}', to_jsonb(m.event_id))
+                 from unnest({deliveries}) as s (headers) cross join m"
+            ),
+            _ => format!(
+                "select core.now(), m.body, jsonb_set({deliveries}, '{{eventId}}', to_jsonb(m.event_id)) from m"
+            ),
+        };
+        format!("q{index} as (insert into {table} (vt, message, headers) {messages})")
+    }
 }
 
-/// The parameters that not every statement has; empty where they are not used.
+/// The parameters as they are referred to: `$4::text`, or `e.event_type` for a column of the events that is an
+/// array. Empty where they are not used.
 #[derive(Debug, Default)]
 struct Parameters {
+    event_type: String,
+    event_version: String,
+    correlation_id: String,
+    causation_id: String,
+    trace: String,
+    payload: String,
+    key: String,
     source: String,
     msg_ids: String,
     read_cts: String,
-    keys: String,
+    idempotency_key: String,
     period: String,
     after: String,
     at: String,
+    envelope: String,
+    /// Those of each queue.
+    deliveries: Vec<String>,
+    /// The arrays, and the names of their columns.
+    arrays: Vec<(String, &'static str)>,
 }
 
 fn complete_step(
@@ -442,8 +731,8 @@ fn complete_step(
     format!(
         "d as (
              delete from {table} q
-             using unnest({msg_ids}::bigint[], {read_cts}::int[]) with ordinality as c (msg_id, read_ct, n)
-             where q.msg_id = c.msg_id and q.read_ct = c.read_ct and exists (select from v) {condition}
+             using unnest({msg_ids}, {read_cts}) with ordinality as c (msg_id, read_ct, n)
+             where q.msg_id = c.msg_id and q.read_ct = c.read_ct and {IN_FORCE} {condition}
              returning q.msg_id, c.n
          )",
         table = table(queue),
@@ -455,7 +744,16 @@ fn complete_step(
 /// for a key that another transaction has just used. Of several events with one key the first is
 /// stored. Keys are taken in order of their bytes, so that two statements never wait for each other. A
 /// delayed event keeps its key until the period after it is due.
-fn keys_step(Parameters { period, .. }: &Parameters, delays: bool) -> String {
+fn keys_step(
+    Parameters {
+        period,
+        event_type,
+        payload,
+        idempotency_key,
+        ..
+    }: &Parameters,
+    delays: bool,
+) -> String {
     let from = if delays {
         "coalesce(e.due_at, core.now())"
     } else {
@@ -464,11 +762,11 @@ fn keys_step(Parameters { period, .. }: &Parameters, delays: bool) -> String {
     format!(
         "k as (
              insert into core.idempotency_keys as i (namespace, key, event_id, fingerprint, expires_at)
-             select distinct on (e.idempotency_key collate \"C\")
-                    $1, e.idempotency_key, e.event_id, core.event_fingerprint(e.event_type, e.body -> 'payload'),
-                    {from} + {period}::bigint * interval '1 millisecond'
-             from e where e.idempotency_key is not null
-             order by e.idempotency_key collate \"C\", e.n
+             select distinct on ({idempotency_key} collate \"C\")
+                    $1, {idempotency_key}, e.event_id, core.event_fingerprint({event_type}, {payload}),
+                    {from} + {period} * interval '1 millisecond'
+             from e where {idempotency_key} is not null
+             order by {idempotency_key} collate \"C\", e.n
              on conflict (namespace, key) do update set
                  event_id = case when i.expires_at <= core.now() then excluded.event_id else i.event_id end,
                  fingerprint = case when i.expires_at <= core.now() then excluded.fingerprint else i.fingerprint end,
@@ -478,60 +776,32 @@ fn keys_step(Parameters { period, .. }: &Parameters, delays: bool) -> String {
     )
 }
 
-/// The trace context of event `e` as an object; {} without one.
-const TRACE: &str =
-    "case when e.trace is null then '{}'::jsonb else ('{' || substr(e.trace, 2) || '}')::jsonb end";
-
-fn wait_step(new_events: &str, keyed: bool) -> String {
-    let idempotency_key = if keyed { "e.idempotency_key" } else { "null" };
+fn wait_step(parameters: &Parameters, new_events: &str, keyed: bool) -> String {
+    let Parameters {
+        event_type,
+        event_version,
+        key,
+        correlation_id,
+        causation_id,
+        trace,
+        payload,
+        ..
+    } = parameters;
+    let idempotency_key = if keyed {
+        &parameters.idempotency_key
+    } else {
+        "null"
+    };
     format!(
         "w as (
              insert into core.delayed_emits
                  (event_id, namespace, event_type, payload, due_at, next_try_at, producer_node_id, metadata,
                   event_version, key, correlation_id, causation_id, idempotency_key)
-             select e.event_id, $1, e.event_type, e.body -> 'payload', e.due_at, e.due_at, $3, {TRACE},
-                    e.event_version, e.key, coalesce(e.correlation_id, e.event_id::text), e.causation_id,
+             select e.event_id, $1, {event_type}, {payload}, e.due_at, e.due_at, $3, {trace},
+                    {event_version}, {key}, coalesce({correlation_id}, e.event_id::text), {causation_id},
                     {idempotency_key}
              from {new_events} and e.due_at is not null
          )"
-    )
-}
-
-fn log_step(events: &str) -> String {
-    format!(
-        "l as (
-             insert into core.event_log
-                 (event_id, namespace, event_type, payload, emitted_at, producer_node_id, metadata,
-                  event_version, key, correlation_id, causation_id, subscriptions_version)
-             select e.event_id, $1, e.event_type, e.body -> 'payload', core.now(), $3, {TRACE},
-                    e.event_version, e.key, coalesce(e.correlation_id, e.event_id::text), e.causation_id, $2
-             from {events} e
-         )"
-    )
-}
-
-/// The headers as `core.headers` makes them; what an event does not change of them is written once for each
-/// subscription.
-fn queue_step(index: usize, queue: &str, events: &str) -> String {
-    format!(
-        "q{index} as (
-             insert into {table} (vt, message, headers)
-             select core.now(), e.body,
-                    ('{{\"eventId\":' || e.event_id || ',\"eventVersion\":' || e.event_version
-                        || coalesce(e.trace, '') || s.others)::jsonb
-             from {events} e join (
-                 select event_type, other_versions,
-                        ',\"subscription\":' || subscription_id || ',\"handler\":' || to_json(handler) || '}}' as others
-                 from core.subscriptions
-                 where namespace = $1 and queue_name = '{literal}'
-                 offset 0
-             ) s on s.event_type = e.event_type
-                 -- Versions that other handlers of the group take.
-                 and e.event_version <> all (s.other_versions)
-             order by e.event_id
-         )",
-        table = table(queue),
-        literal = queue.replace('\'', "''")
     )
 }
 
@@ -606,5 +876,40 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(told, ["the newer"]);
+    }
+
+    /// The versions that the handlers of a group take are part of the plan.
+    #[tokio::test]
+    async fn a_plan_ends_when_a_handler_takes_another_version() {
+        let database = TestDatabase::new().await;
+        let mut connection = database.pool().await.acquire().await.unwrap();
+        sqlx::query("select core.ensure_group('demo', 'shop')")
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        for (taken, is_another) in [(1, true), (1, false), (2, true), (2, false)] {
+            let before = Plan::load(&mut connection, "demo", true)
+                .await
+                .unwrap()
+                .unwrap();
+            let handlers = json!([
+                {"group": "shop", "handler": "first", "eventType": "order.paid", "eventVersion": 1},
+                {"group": "shop", "handler": "second", "eventType": "order.paid", "eventVersion": taken},
+            ]);
+            sqlx::query("select core.subscribe('demo', 'shop', $1)")
+                .bind(&handlers)
+                .execute(&mut *connection)
+                .await
+                .unwrap();
+            let after = Plan::load(&mut connection, "demo", true)
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(
+                before.version != after.version,
+                is_another,
+                "version {taken}"
+            );
+        }
     }
 }

@@ -1,0 +1,20 @@
+-- Locks: none. No worker may be running.
+
+-- Derives other_versions, within each group, from what the handlers take.
+create or replace function core.assign_versions(p_namespace text) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    update core.subscriptions s
+    set other_versions = w.versions
+    from (
+        select o.subscription_id,
+               coalesce(array_agg(distinct other.event_version)
+                            filter (where other.event_version <> o.event_version), '{}') as versions
+        from core.subscriptions o
+        join core.subscriptions other using (namespace, group_name, event_type)
+        where o.namespace = p_namespace
+        group by o.subscription_id
+    ) w
+    where s.subscription_id = w.subscription_id and s.other_versions <> w.versions
+$$;

@@ -28,9 +28,12 @@ impl BenchServer {
     ///
     /// There is none, with the reason and what to do.
     pub fn start() -> anyhow::Result<Self> {
+        // Files of the write-ahead log are kept and used again, as on a server that has been running for a while: to
+        // create one takes longer than what is measured.
         let mut options = Options::dev()
             .setting("shared_buffers", "1GB")
             .setting("max_wal_size", "4GB")
+            .setting("min_wal_size", "3GB")
             .setting("checkpoint_timeout", "1h")
             .setting("shared_preload_libraries", "pg_stat_statements");
         // Not the server of the project, which has other settings and may be running.

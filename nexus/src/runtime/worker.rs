@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, mpsc};
 
@@ -44,6 +44,9 @@ const LATE_SENDERS_MICROS: i64 = 5_000_000;
 
 /// How often a message may lose its lease without a verdict before it is dead-lettered.
 const MOST_ABANDONMENTS: u32 = 10;
+
+/// A handler that is faster than claims makes the database work on several at once.
+const CLAIMS_AT_ONCE: usize = 2;
 
 /// Messages of about this much work wait in the buffer. What waits here could run elsewhere.
 const AHEAD: Duration = Duration::from_millis(250);
@@ -77,6 +80,8 @@ struct Lane {
     route: Arc<Route>,
     buffer: VecDeque<Held>,
     running: usize,
+    /// What claims that are out have asked for.
+    coming: usize,
     /// How many messages may wait in the buffer: as many as the handler gets through in [`AHEAD`].
     prefetch: usize,
     measured_at: Instant,
@@ -127,6 +132,7 @@ impl Lane {
             route,
             buffer: VecDeque::new(),
             running: 0,
+            coming: 0,
             prefetch: 0,
             measured_at: Instant::now(),
             started: 0,
@@ -150,8 +156,9 @@ impl Lane {
         let running = self.running * per_call;
         let wanted = (self.route.concurrency * per_call).saturating_sub(running) + self.prefetch;
         // A handler that is busy with all its slots asks again only when half its buffer is gone.
-        let missing = wanted.saturating_sub(self.buffer.len());
-        if self.running >= self.route.concurrency && self.buffer.len() > self.prefetch / 2 {
+        let buffered = self.buffer.len() + self.coming;
+        let missing = wanted.saturating_sub(buffered);
+        if self.running >= self.route.concurrency && buffered > self.prefetch / 2 {
             0
         } else {
             missing.min(batch_size.max(self.route.concurrency))
@@ -183,9 +190,9 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
                 }
                 worker.attempt_ended();
             }
-            (claimer, answer) = done(&mut worker.out) => worker.hear(claimer, answer),
+            Some((claimer, answer)) = worker.out.next(), if !worker.out.is_empty() => worker.hear(claimer, answer),
             // Not listened to while a claim is out: it may ring for what the claim has just missed.
-            () = bell.notified(), if worker.out.is_none() => worker.ring(),
+            () = bell.notified(), if worker.out.is_empty() => worker.ring(),
             () = tokio::time::sleep_until(claim_at.unwrap_or_else(Instant::now).into()), if claim_at.is_some() => {}
             () = tokio::time::sleep(LONGEST_WAIT), if has_buffered => {}
             guard = done(&mut worker.alone) => worker.send_for_suspect(guard),
@@ -208,13 +215,17 @@ async fn done<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
 struct Worker {
     node: Arc<Node>,
     lanes: Vec<Lane>,
+    intake: Intake,
     settler: Settler,
     finished: mpsc::UnboundedSender<usize>,
-    /// At home, or out on an errand: attempts start and end while the database is asked for more.
-    at_home: Option<Claimer>,
-    out: Option<BoxFuture<'static, (Claimer, Answer)>>,
+    /// [`CLAIMS_AT_ONCE`] of them, at home, or out on an errand: attempts start and end while the database is asked
+    /// for more.
+    at_home: Vec<Claimer>,
+    out: FuturesUnordered<BoxFuture<'static, (Claimer, Answer)>>,
     poll: Duration,
     next_poll: Instant,
+    /// Nobody has rung: most likely the next claim finds nothing.
+    is_quiet: bool,
     /// No claim before: after an error, and while a message runs alone.
     rest_until: Instant,
     looked_for_suspects_at: Option<Instant>,
@@ -232,20 +243,25 @@ impl Worker {
         settler: Settler,
         finished: mpsc::UnboundedSender<usize>,
     ) -> Self {
-        let claimer = Claimer {
+        let at_home = (0..CLAIMS_AT_ONCE)
+            .map(|_| Claimer::new(Arc::clone(&node), queue.clone()))
+            .collect();
+        let intake = Intake {
             node: Arc::clone(&node),
             queue,
-            connection: None,
+            settler: settler.clone(),
         };
         Self {
             node,
             lanes: routes.into_iter().map(Lane::new).collect(),
+            intake,
             settler,
             finished,
-            at_home: Some(claimer),
-            out: None,
+            at_home,
+            out: FuturesUnordered::new(),
             poll: SHORTEST_POLL,
             next_poll: Instant::now(),
+            is_quiet: false,
             rest_until: Instant::now(),
             looked_for_suspects_at: None,
             alone: None,
@@ -261,7 +277,7 @@ impl Worker {
             lane.adapt(batch_size);
             lane.give_back_stale(&self.settler);
         }
-        if self.out.is_some() || self.alone.is_some() {
+        if self.at_home.is_empty() || self.alone.is_some() {
             return None;
         }
         let rooms: Vec<usize> = self
@@ -280,8 +296,10 @@ impl Worker {
             .any(|(lane, &room)| room > 0 && lane.has_more);
         let at = if is_hungry {
             self.rest_until
-        } else {
+        } else if self.out.is_empty() {
             self.next_poll.max(self.rest_until)
+        } else {
+            return None;
         };
         Some((rooms, at))
     }
@@ -292,18 +310,27 @@ impl Worker {
             self.rest_until = Instant::now() + SHORTEST_POLL;
             return;
         };
-        let errand = Errand::claim(&self.lanes, rooms, beside);
-        self.out = self.at_home.take().map(|claimer| claimer.go(errand));
+        for (lane, room) in self.lanes.iter_mut().zip(&rooms) {
+            lane.coming += room;
+        }
+        let errand = Errand::claim(&self.lanes, rooms, beside, self.is_quiet);
+        self.send(errand);
+    }
+
+    fn send(&mut self, errand: Errand) {
+        if let Some(claimer) = self.at_home.pop() {
+            self.out.push(claimer.go(errand));
+        }
     }
 
     fn send_for_suspect(&mut self, alone: Option<OwnedRwLockWriteGuard<()>>) {
         self.alone = None;
-        let errand = Errand::ClaimSuspect(alone, wants_of_all(&self.lanes));
-        self.out = self.at_home.take().map(|claimer| claimer.go(errand));
+        // If the claimers are all out, it is looked for again.
+        self.send(Errand::ClaimSuspect(alone, wants_of_all(&self.lanes)));
     }
 
     fn hear(&mut self, claimer: Claimer, answer: Answer) {
-        self.out = None;
+        self.at_home.push(claimer);
         match answer {
             Answer::Claimed(claim, claims) => {
                 self.poll = if claims.messages.is_empty() {
@@ -312,20 +339,22 @@ impl Worker {
                     SHORTEST_POLL
                 };
                 self.next_poll = Instant::now() + self.poll;
-                claimer.fill(&mut self.lanes, claim, claims, &self.settler);
+                self.is_quiet = claims.messages.is_empty();
                 let looked_at = self.looked_for_suspects_at;
                 if looked_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
                     self.looked_for_suspects_at = Some(Instant::now());
-                    let errand = Errand::LookForSuspects(wants_of_all(&self.lanes));
-                    self.out = Some(claimer.go(errand));
-                    return;
+                    self.send(Errand::LookForSuspects(wants_of_all(&self.lanes)));
+                }
+                self.intake.fill(&mut self.lanes, claim, claims);
+                if self.is_quiet && self.out.is_empty() {
+                    self.let_go();
                 }
             }
             Answer::ClaimedSuspect {
                 alone,
                 sent_at,
                 claims,
-            } => self.start_suspect(&claimer, alone, sent_at, claims),
+            } => self.start_suspect(alone, sent_at, claims),
             Answer::HasSuspect(true) => {
                 let guard = Arc::clone(&self.node.isolation).write_owned();
                 self.alone = Some(Box::pin(async move {
@@ -333,12 +362,26 @@ impl Worker {
                 }));
             }
             Answer::HasSuspect(false) => {}
-            Answer::Failed => self.rest_until = Instant::now() + self.node.settings.idle_poll,
+            Answer::Failed(rooms) => {
+                for (lane, room) in self.lanes.iter_mut().zip(rooms) {
+                    lane.coming -= room;
+                }
+                self.rest_until = Instant::now() + self.node.settings.idle_poll;
+            }
         }
-        self.at_home = Some(claimer);
+    }
+
+    /// Closes the connections that only a backlog needs.
+    fn let_go(&mut self) {
+        for claimer in &mut self.at_home[..CLAIMS_AT_ONCE - 1] {
+            if let Some(connection) = claimer.connection.take() {
+                tokio::spawn(farewell(connection));
+            }
+        }
     }
 
     fn ring(&mut self) {
+        self.is_quiet = false;
         self.poll = SHORTEST_POLL;
         self.next_poll = Instant::now();
     }
@@ -399,15 +442,13 @@ impl Worker {
     /// says that nothing else runs, and keeps it so.
     fn start_suspect(
         &mut self,
-        claimer: &Claimer,
         mut alone: Option<OwnedRwLockWriteGuard<()>>,
         sent_at: Instant,
         claims: Claims,
     ) {
         self.runs_alone = false;
         for claimed in claims.messages {
-            let Some((index, (message, _))) =
-                claimer.take_in(&self.lanes, claimed, sent_at, &self.settler)
+            let Some((index, (message, _))) = self.intake.take_in(&self.lanes, claimed, sent_at)
             else {
                 continue;
             };
@@ -445,33 +486,34 @@ impl Worker {
 
     /// Gives back what was not started: what the server has given to us would wait until its lease ends.
     async fn stop(mut self) {
-        if let Some(out) = self.out.take() {
-            let (claimer, answer) = out.await;
+        while let Some((claimer, answer)) = self.out.next().await {
             match answer {
                 Answer::Claimed(claim, claims) => {
-                    claimer.fill(&mut self.lanes, claim, claims, &self.settler);
+                    self.intake.fill(&mut self.lanes, claim, claims);
                 }
                 Answer::ClaimedSuspect {
                     sent_at, claims, ..
                 } => {
                     for claimed in claims.messages {
-                        let taken = claimer.take_in(&self.lanes, claimed, sent_at, &self.settler);
+                        let taken = self.intake.take_in(&self.lanes, claimed, sent_at);
                         if let Some((index, (message, _))) = taken {
                             give_back(&self.settler, &self.lanes[index].route, &message);
                         }
                     }
                 }
-                Answer::HasSuspect(_) | Answer::Failed => {}
+                Answer::HasSuspect(_) | Answer::Failed(_) => {}
             }
-            self.at_home = Some(claimer);
+            self.at_home.push(claimer);
         }
         for lane in &mut self.lanes {
             for held in lane.buffer.drain(..) {
                 give_back(&self.settler, &lane.route, &held.message);
             }
         }
-        if let Some(claimer) = self.at_home {
-            claimer.close().await;
+        for claimer in self.at_home {
+            if let Some(connection) = claimer.connection {
+                farewell(connection).await;
+            }
         }
     }
 }
@@ -513,6 +555,8 @@ struct Claim {
     /// Keeps messages that have to run alone waiting.
     beside: Arc<OwnedRwLockReadGuard<()>>,
     sent_at: Instant,
+    /// It is asked first whether anything is there at all.
+    is_quiet: bool,
 }
 
 enum Answer {
@@ -523,12 +567,17 @@ enum Answer {
         sent_at: Instant,
         claims: Claims,
     },
-    /// An error, which was reported.
-    Failed,
+    /// An error, which was reported; with what was asked for.
+    Failed(Vec<usize>),
 }
 
 impl Errand {
-    fn claim(lanes: &[Lane], rooms: Vec<usize>, beside: OwnedRwLockReadGuard<()>) -> Self {
+    fn claim(
+        lanes: &[Lane],
+        rooms: Vec<usize>,
+        beside: OwnedRwLockReadGuard<()>,
+        is_quiet: bool,
+    ) -> Self {
         let sweeps: Vec<bool> = lanes
             .iter()
             .map(|lane| lane.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY))
@@ -544,6 +593,7 @@ impl Errand {
             sweeps,
             beside: Arc::new(beside),
             sent_at: Instant::now(),
+            is_quiet,
         };
         Self::Claim(claim, wants)
     }
@@ -553,52 +603,27 @@ fn wants_of_all(lanes: &[Lane]) -> Vec<Want> {
     lanes.iter().map(|lane| lane.want(1, true)).collect()
 }
 
-/// The worker's connection for claims: one of its own, so that handlers which hold every connection
-/// of the pool do not stop it.
-struct Claimer {
+/// Reads what was claimed.
+struct Intake {
     node: Arc<Node>,
     queue: String,
-    connection: Option<PgConnection>,
+    settler: Settler,
 }
 
-impl Claimer {
-    /// Runs the errand, which is not to be cancelled: what the server gives to us is ours to give back.
-    fn go(mut self, errand: Errand) -> BoxFuture<'static, (Self, Answer)> {
-        Box::pin(async move {
-            let answer = match errand {
-                Errand::Claim(claim, wants) => self
-                    .claim(&wants, Which::Ordinary)
-                    .await
-                    .map(|claims| Answer::Claimed(claim, claims)),
-                Errand::LookForSuspects(wants) => {
-                    Some(Answer::HasSuspect(self.has_suspect(&wants).await))
-                }
-                Errand::ClaimSuspect(alone, wants) => {
-                    let sent_at = Instant::now();
-                    let claims = self.claim(&wants, Which::Suspect).await;
-                    claims.map(|claims| Answer::ClaimedSuspect {
-                        alone,
-                        sent_at,
-                        claims,
-                    })
-                }
-            };
-            (self, answer.unwrap_or(Answer::Failed))
-        })
-    }
-
+impl Intake {
     /// Puts what was claimed into the lanes' buffers.
-    fn fill(&self, lanes: &mut [Lane], claim: Claim, claims: Claims, settler: &Settler) {
+    fn fill(&self, lanes: &mut [Lane], claim: Claim, claims: Claims) {
         let Claim {
             rooms,
             sweeps,
             beside,
             sent_at,
+            ..
         } = claim;
         let mut counts = vec![0_usize; lanes.len()];
         let mut newest = vec![i64::MIN; lanes.len()];
         for claimed in claims.messages {
-            let Some((index, message)) = self.take_in(lanes, claimed, sent_at, settler) else {
+            let Some((index, message)) = self.take_in(lanes, claimed, sent_at) else {
                 continue;
             };
             counts[index] += 1;
@@ -616,6 +641,7 @@ impl Claimer {
             .enumerate()
             .filter(|(index, _)| rooms[*index] > 0)
         {
+            lane.coming -= rooms[index];
             lane.has_more = claims.is_cut || counts[index] >= rooms[index];
             if !sweeps[index] {
                 continue;
@@ -633,34 +659,12 @@ impl Claimer {
         }
     }
 
-    /// Whether a message waits that has to run alone.
-    async fn has_suspect(&mut self, wants: &[Want]) -> bool {
-        let (queue, patience, pooler) = (self.queue.clone(), self.patience(), self.pooler());
-        let Some(connection) = self.connect().await else {
-            return false;
-        };
-        let found = async {
-            begin_if_pooled(connection, pooler, queue::TO_CLAIM).await?;
-            let found = queue::has_suspect(connection, &queue, wants).await?;
-            commit_if_pooled(connection, pooler).await?;
-            Ok(found)
-        };
-        match store::answered_within(patience, found).await {
-            Ok(found) => found,
-            Err(error) => {
-                self.failed(&error).await;
-                false
-            }
-        }
-    }
-
     /// Turns a claimed row into a message, or into the verdict on a row that is none.
     fn take_in(
         &self,
         lanes: &[Lane],
         claimed: Claimed,
         sent_at: Instant,
-        settler: &Settler,
     ) -> Option<(usize, (Message, i64))> {
         let leases = &self.node.leases;
         let deadline = sent_at + self.node.settings.lease;
@@ -687,7 +691,7 @@ impl Claimer {
         let route = &lanes[index].route;
         let refuse = |reason: &'static str, error: String, attempts: u32, errors| {
             let failed = Failed { attempts, errors };
-            settler.settle(
+            self.settler.settle(
                 Arc::clone(&lease),
                 Arc::clone(route),
                 Verdict::DeadLetter {
@@ -749,8 +753,76 @@ impl Claimer {
             (Message { delivery, lease }, claimed.enqueued_at_micros),
         ))
     }
+}
 
-    async fn claim(&mut self, wants: &[Want], which: Which) -> Option<Claims> {
+/// A connection of the worker for claims: one of its own, so that handlers which hold every connection
+/// of the pool do not stop it.
+struct Claimer {
+    node: Arc<Node>,
+    queue: String,
+    connection: Option<PgConnection>,
+}
+
+impl Claimer {
+    fn new(node: Arc<Node>, queue: String) -> Self {
+        Self {
+            node,
+            queue,
+            connection: None,
+        }
+    }
+
+    /// Runs the errand, which is not to be cancelled: what the server gives to us is ours to give back.
+    fn go(mut self, errand: Errand) -> BoxFuture<'static, (Self, Answer)> {
+        Box::pin(async move {
+            let answer = match errand {
+                Errand::Claim(claim, wants) => {
+                    match self.claim(&wants, Which::Ordinary, claim.is_quiet).await {
+                        Some(claims) => Answer::Claimed(claim, claims),
+                        None => Answer::Failed(claim.rooms),
+                    }
+                }
+                Errand::LookForSuspects(wants) => {
+                    Answer::HasSuspect(self.has_suspect(&wants).await)
+                }
+                Errand::ClaimSuspect(alone, wants) => {
+                    let sent_at = Instant::now();
+                    match self.claim(&wants, Which::Suspect, false).await {
+                        Some(claims) => Answer::ClaimedSuspect {
+                            alone,
+                            sent_at,
+                            claims,
+                        },
+                        None => Answer::Failed(Vec::new()),
+                    }
+                }
+            };
+            (self, answer)
+        })
+    }
+
+    /// Whether a message waits that has to run alone.
+    async fn has_suspect(&mut self, wants: &[Want]) -> bool {
+        let (queue, patience, pooler) = (self.queue.clone(), self.patience(), self.pooler());
+        let Some(connection) = self.connect().await else {
+            return false;
+        };
+        let found = async {
+            begin_if_pooled(connection, pooler, queue::TO_CLAIM).await?;
+            let found = queue::has_suspect(connection, &queue, wants).await?;
+            commit_if_pooled(connection, pooler).await?;
+            Ok(found)
+        };
+        match store::answered_within(patience, found).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.failed(&error).await;
+                false
+            }
+        }
+    }
+
+    async fn claim(&mut self, wants: &[Want], which: Which, is_quiet: bool) -> Option<Claims> {
         let (queue, patience, pooler) = (self.queue.clone(), self.patience(), self.pooler());
         let (lease, most) = (self.node.settings.lease, self.node.settings.max_body_bytes);
         let mut conflicts = 0;
@@ -758,7 +830,11 @@ impl Claimer {
             let connection = self.connect().await?;
             let claimed = async {
                 begin_if_pooled(connection, pooler, queue::TO_CLAIM).await?;
-                let claims = queue::claim(connection, &queue, wants, which, lease, most).await?;
+                let claims = if is_quiet && !queue::has_due(connection, &queue, wants).await? {
+                    Claims::default()
+                } else {
+                    queue::claim(connection, &queue, wants, which, lease, most).await?
+                };
                 commit_if_pooled(connection, pooler).await?;
                 Ok(claims)
             };
@@ -832,13 +908,11 @@ impl Claimer {
         }
         self.connection = None;
     }
+}
 
-    async fn close(self) {
-        if let Some(connection) = self.connection {
-            // The session ends either way; closing it properly only spares the server a log line.
-            let _ = tokio::time::timeout(FAREWELL, connection.close()).await;
-        }
-    }
+async fn farewell(connection: PgConnection) {
+    // The session ends either way; closing it properly only spares the server a log line.
+    let _ = tokio::time::timeout(FAREWELL, connection.close()).await;
 }
 
 impl Lane {
@@ -859,7 +933,8 @@ impl Lane {
             return;
         }
         let ahead = self.started as u128 * AHEAD.as_micros() / over.as_micros();
-        let most = batch_size.max(self.route.concurrency);
+        // Claims follow each other, and there is something to work on meanwhile.
+        let most = 2 * CLAIMS_AT_ONCE * batch_size.max(self.route.concurrency);
         self.prefetch = usize::try_from(ahead).unwrap_or(most).min(most);
         self.started = 0;
         self.measured_at = Instant::now();

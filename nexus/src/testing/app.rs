@@ -15,7 +15,7 @@ use sqlx::PgPool;
 use super::{
     TestDatabase,
     database::Member,
-    settled::{self, NotSettled, PATIENCE},
+    settled::{self, MOST_PATIENCE, NotSettled, PATIENCE},
 };
 use crate::{
     app::{App, Handle, HandlerStats},
@@ -245,7 +245,7 @@ impl TestApp {
     ///
     /// # Panics
     ///
-    /// If that takes longer than two minutes, with what is still open and why: see
+    /// If that takes longer than two minutes (five, while attempts go on), with what is still open and why: see
     /// [`settled_within`](Self::settled_within).
     #[track_caller]
     pub fn settled(&self) -> impl Future<Output = ()> {
@@ -253,7 +253,7 @@ impl TestApp {
     }
 
     async fn settle_or_panic(&self, at: &'static Location<'static>) {
-        if let Err(open) = settled::settled(&self.database, PATIENCE, at).await {
+        if let Err(open) = settled::settled(&self.database, PATIENCE, MOST_PATIENCE, at).await {
             panic!("{at}: {open}");
         }
     }
@@ -272,7 +272,7 @@ impl TestApp {
     /// If the database cannot be asked.
     #[track_caller]
     pub fn settled_within(&self, limit: Duration) -> impl Future<Output = Result<(), NotSettled>> {
-        settled::settled(&self.database, limit, Location::caller())
+        settled::settled(&self.database, limit, limit, Location::caller())
     }
 
     /// Waits until no message and no delayed emit is left at all, moving the clock to the time for which
@@ -280,7 +280,7 @@ impl TestApp {
     ///
     /// # Panics
     ///
-    /// If something does not settle (see [`settled`](Self::settled)), or goes on for two minutes.
+    /// If something does not settle (see [`settled`](Self::settled)), or goes on for five minutes.
     #[track_caller]
     pub fn drained(&self) -> impl Future<Output = ()> {
         let at = Location::caller();
@@ -292,8 +292,8 @@ impl TestApp {
                 if left.is_drained {
                     break;
                 }
-                if began.elapsed() > PATIENCE {
-                    let report = settled::report(&self.database, PATIENCE, at).await;
+                if began.elapsed() > MOST_PATIENCE {
+                    let report = settled::report(&self.database, MOST_PATIENCE, at).await;
                     panic!("{at}: there is always something left to wait for\n{report}");
                 }
                 // Ticks come at their time meanwhile.

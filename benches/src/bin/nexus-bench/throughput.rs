@@ -152,7 +152,7 @@ impl Bench {
         sqlx::raw_sql(sqlx::AssertSqlSafe(copied))
             .execute(&own)
             .await?;
-        sqlx::raw_sql("analyze; checkpoint").execute(&own).await?;
+        sqlx::raw_sql("analyze").execute(&own).await?;
 
         let meter = Meter::start(&database).await?;
         let queue = PGMQueueExt::new_with_pool(pool(&database, 2).await?).await;
@@ -250,9 +250,11 @@ impl Bench {
         let (events, bytes) = (self.arguments.events, self.arguments.payload_bytes);
         let database = self.server.database("batch").await?;
         let own = app::prepare(&database, "insert_all").await?;
-        sqlx::raw_sql("create table waiting (id bigserial primary key, payload jsonb not null)")
-            .execute(&own)
-            .await?;
+        sqlx::raw_sql(
+            "create table waiting (id bigserial primary key, payload jsonb not null); checkpoint",
+        )
+        .execute(&own)
+        .await?;
         for first in (0..events).step_by(1_000) {
             let payloads: Result<Vec<_>, _> = (first..first + 1_000)
                 .map(|id| payload(id, bytes))
@@ -262,7 +264,7 @@ impl Bench {
                 .execute(&own)
                 .await?;
         }
-        sqlx::raw_sql("analyze; checkpoint").execute(&own).await?;
+        sqlx::raw_sql("analyze").execute(&own).await?;
         let meter = Meter::start(&database).await?;
         let pool = pool(&database, 8).await?;
         let begun = Instant::now();

@@ -54,7 +54,9 @@ async fn client() -> Client {
 
 pub async fn run() {
     match arg(1).as_str() {
-        "setup" => nexus::start(app()).await.unwrap().shutdown().await,
+        "setup" => {
+            nexus::start(app()).await.unwrap().shutdown().await;
+        }
         "w1" => {
             let client = client().await;
             w1(move |job| {

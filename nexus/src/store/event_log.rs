@@ -320,40 +320,9 @@ pub(crate) async fn emit(
             .bind(emitter.idempotency_ms);
     }
     if shape.delays {
-        let after = |event: &Outgoing| match event.delay {
-            Some(Delay::After(delay)) => Some(micros(delay)),
-            _ => None,
-        };
-        let at = |event: &Outgoing| match event.delay {
-            // Long past is past, and Postgres' calendar begins later than this one.
-            Some(Delay::At(time)) => Some(time.as_microsecond().max(0)),
-            _ => None,
-        };
-        query = bind(query, own, events.iter().map(after).collect());
-        query = bind(query, own, events.iter().map(at).collect());
+        query = bind_delays(query, own, events);
     }
-    if rows != Rows::Mixed && !shape.targets.is_empty() {
-        query = query.bind(JsonText(&envelope));
-    }
-    for ((_, is_array), of_queue) in shape.targets.iter().zip(deliveries.values()) {
-        let headers = of_queue.iter().map(|delivery| JsonText(&delivery.headers));
-        query = bind(query, *is_array, headers.collect());
-        if rows == Rows::Mixed {
-            query = query
-                .bind(
-                    of_queue
-                        .iter()
-                        .map(|delivery| delivery.event_type)
-                        .collect::<Vec<_>>(),
-                )
-                .bind(
-                    of_queue
-                        .iter()
-                        .map(|delivery| delivery.event_version)
-                        .collect::<Vec<_>>(),
-                );
-        }
-    }
+    query = bind_deliveries(query, &shape, &envelope, &deliveries);
     let row = query.fetch_one(connection).await?;
     let event_ids: Vec<i64> = row.get(0);
     // An event may be left out because nothing was completed; if all are, the plan says why.
@@ -376,6 +345,44 @@ pub(crate) async fn emit(
         conflict: row.get(2),
         queues,
     }))
+}
+
+fn bind_delays<'q>(query: Query<'q>, is_array: bool, events: &[Outgoing]) -> Query<'q> {
+    let after = |event: &Outgoing| match event.delay {
+        Some(Delay::After(delay)) => Some(micros(delay)),
+        _ => None,
+    };
+    let at = |event: &Outgoing| match event.delay {
+        // Long past is past, and Postgres' calendar begins later than this one.
+        Some(Delay::At(time)) => Some(time.as_microsecond().max(0)),
+        _ => None,
+    };
+    let query = bind(query, is_array, events.iter().map(after).collect());
+    bind(query, is_array, events.iter().map(at).collect())
+}
+
+fn bind_deliveries<'q>(
+    mut query: Query<'q>,
+    shape: &Shape,
+    envelope: &'q str,
+    deliveries: &'q BTreeMap<&str, Vec<Delivery<'_>>>,
+) -> Query<'q> {
+    let is_mixed = shape.rows == Rows::Mixed;
+    if !is_mixed && !shape.targets.is_empty() {
+        query = query.bind(JsonText(envelope));
+    }
+    for ((_, is_array), of_queue) in shape.targets.iter().zip(deliveries.values()) {
+        let headers = of_queue.iter().map(|delivery| JsonText(&delivery.headers));
+        query = bind(query, *is_array, headers.collect());
+        if is_mixed {
+            let types = of_queue.iter().map(|delivery| delivery.event_type);
+            let versions = of_queue.iter().map(|delivery| delivery.event_version);
+            query = query
+                .bind(types.collect::<Vec<_>>())
+                .bind(versions.collect::<Vec<_>>());
+        }
+    }
+    query
 }
 
 fn version(event: &Outgoing) -> i32 {

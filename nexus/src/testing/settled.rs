@@ -135,7 +135,7 @@ pub(super) async fn settled(
             }
             let waited = began.elapsed();
             // Looked at twice, half of the patience apart.
-            if limit < most && seen.is_none() && waited >= limit - patience / 2 {
+            if limit < most && seen.is_none() && waited + patience / 2 >= limit {
                 seen = Some(claims(database, at).await);
             }
             if limit < most && waited >= limit {

@@ -134,12 +134,12 @@ impl Bench {
     }
 }
 
-/// Claims of the queue so far, and the server's time for them in microseconds.
+/// Polls of the queue so far, and the server's time for them in microseconds.
 async fn polls(pool: &PgPool) -> anyhow::Result<(f64, f64)> {
     let text = format!(
         "select coalesce(sum(calls), 0)::float8, coalesce(sum(total_exec_time) * 1000, 0)::float8 from pg_stat_statements
          where dbid = (select oid from pg_database where datname = current_database())
-           and query like '%update {}%' and query like '%skip locked%'",
+           and query like 'select exists%not_before%' and query like '%{}%'",
         app::QUEUE
     );
     Ok(sqlx::query_as(sqlx::AssertSqlSafe(text))

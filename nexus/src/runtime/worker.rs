@@ -216,7 +216,6 @@ struct Worker {
     node: Arc<Node>,
     lanes: Vec<Lane>,
     intake: Intake,
-    settler: Settler,
     finished: mpsc::UnboundedSender<usize>,
     /// [`CLAIMS_AT_ONCE`] of them, at home, or out on an errand: attempts start and end while the database is asked
     /// for more.
@@ -224,7 +223,7 @@ struct Worker {
     out: FuturesUnordered<BoxFuture<'static, (Claimer, Answer)>>,
     poll: Duration,
     next_poll: Instant,
-    /// Nobody has rung: most likely the next claim finds nothing.
+    /// The last claim found nothing and nobody has rung since: most likely the next one finds nothing either.
     is_quiet: bool,
     /// No claim before: after an error, and while a message runs alone.
     rest_until: Instant,
@@ -249,13 +248,12 @@ impl Worker {
         let intake = Intake {
             node: Arc::clone(&node),
             queue,
-            settler: settler.clone(),
+            settler,
         };
         Self {
             node,
             lanes: routes.into_iter().map(Lane::new).collect(),
             intake,
-            settler,
             finished,
             at_home,
             out: FuturesUnordered::new(),
@@ -275,7 +273,7 @@ impl Worker {
         let batch_size = self.node.settings.batch_size;
         for lane in &mut self.lanes {
             lane.adapt(batch_size);
-            lane.give_back_stale(&self.settler);
+            lane.give_back_stale(&self.intake.settler);
         }
         if self.at_home.is_empty() || self.alone.is_some() {
             return None;
@@ -414,7 +412,7 @@ impl Worker {
                         node.leases.end(&lane.route.queue, lease);
                     } else if lease.remaining() < shortest_lease {
                         // It was not extended in time. Started now, it could be claimed elsewhere.
-                        give_back(&self.settler, &lane.route, &held.message);
+                        give_back(&self.intake.settler, &lane.route, &held.message);
                     } else {
                         messages.push(held.message);
                         guards.push((held.guard, held.weight));
@@ -426,7 +424,7 @@ impl Worker {
                 lane.running += 1;
                 lane.started += messages.len();
                 let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
-                let (settler, finished) = (self.settler.clone(), self.finished.clone());
+                let (settler, finished) = (self.intake.settler.clone(), self.finished.clone());
                 let points = Arc::clone(&node.points);
                 let slot = Slot { finished, index };
                 tokio::spawn(points.while_alive(async move {
@@ -463,7 +461,7 @@ impl Worker {
             lane.running += 1;
             self.runs_alone = true;
             let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
-            let (settler, finished) = (self.settler.clone(), self.finished.clone());
+            let (settler, finished) = (self.intake.settler.clone(), self.finished.clone());
             let mut alone = alone.take();
             let slot = Slot { finished, index };
             let points = Arc::clone(&node.points);
@@ -497,7 +495,7 @@ impl Worker {
                     for claimed in claims.messages {
                         let taken = self.intake.take_in(&self.lanes, claimed, sent_at);
                         if let Some((index, (message, _))) = taken {
-                            give_back(&self.settler, &self.lanes[index].route, &message);
+                            give_back(&self.intake.settler, &self.lanes[index].route, &message);
                         }
                     }
                 }
@@ -507,7 +505,7 @@ impl Worker {
         }
         for lane in &mut self.lanes {
             for held in lane.buffer.drain(..) {
-                give_back(&self.settler, &lane.route, &held.message);
+                give_back(&self.intake.settler, &lane.route, &held.message);
             }
         }
         for claimer in self.at_home {

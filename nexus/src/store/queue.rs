@@ -54,6 +54,10 @@ const LOSSES: &str = "least(coalesce((m.headers ->> 'abandoned')::int, 0), 1000)
 /// `core.tune_queue` has it: with two losses, the first one is in the headers.
 const MAY_BE_SUSPECT: &str = "(m.headers ->> 'abandoned')::int >= 1";
 
+/// What no claim looks for: the predicate of the queue's index on messages of foreign programs, as
+/// `core.tune_queue` has it.
+const FOREIGN: &str = "((m.headers ->> 'handler') is not null and (m.headers ->> 'eventVersion') ~ '^[1-9][0-9]*$') is not true";
+
 /// How much one claim brings of each handler, in bytes of message bodies: up to this, and one message more.
 pub(crate) const CLAIM_BYTES: i64 = 8 * 1024 * 1024;
 
@@ -550,8 +554,7 @@ pub(crate) async fn adopt(
     let text = format!(
         "select exists (
              select from {table} m
-             where ((m.headers ->> 'handler') is not null
-                 and (m.headers ->> 'eventVersion') ~ '^[1-9][0-9]*$') is not true
+             where {FOREIGN}
                and m.vt <= core.now())",
         table = table(queue)
     );
@@ -617,8 +620,7 @@ pub(crate) async fn has_messages(
                 "exists (select from {table} m
                          join unnest(${handlers}::text[], ${versions}::text[]) as w (handler, version)
                              on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version)
-                 or exists (select from {table} m where ((m.headers ->> 'handler') is not null
-                                and (m.headers ->> 'eventVersion') ~ '^[1-9][0-9]*$') is not true)",
+                 or exists (select from {table} m where {FOREIGN})",
                 table = table(queue),
                 handlers = 2 * index + 1,
                 versions = 2 * index + 2,

@@ -104,8 +104,9 @@
 //! those of foreign programs, ticks, delayed emits, what new subscriptions are owed. Retries and snoozes
 //! that wait for a later time are left alone. [`TestApp::drained`] moves the clock to them as well, until
 //! nothing is left. Both give up after two minutes, or five while attempts go on;
-//! [`TestApp::settled_within`] after a time of your own. The text of [`NotSettled`] says what is still open and why: which handler runs for how long on which
-//! node, at which attempt, after which error; which lease a dead node holds; which version no node runs.
+//! [`TestApp::settled_within`] after a time of your own. The text of [`NotSettled`] says what is still open
+//! and why: which handler runs for how long on which node, at which attempt, after which error; which lease
+//! a dead node holds; which version no node runs.
 //!
 //! Never sleep in a test: wait for what should happen, and move the clock for what should come later.
 //!

@@ -36,11 +36,17 @@ use crate::{
 /// Shortest wait between two polls of an idle queue; it doubles up to the idle poll interval.
 const SHORTEST_POLL: Duration = Duration::from_millis(25);
 
-/// How often all due messages are looked at, and not only those since the last sweep.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// A claim walks past what has been claimed since the last vacuum, which is much while somebody holds a snapshot. So
+/// it begins this far behind the newest message of the last one: senders may commit this much later than the due
+/// time they wrote. A sweep finds later ones.
+const LATE_SENDERS_MICROS: i64 = 100_000;
 
-/// Senders may commit this much later than the due time they wrote; the sweep finds later ones.
-const LATE_SENDERS_MICROS: i64 = 5_000_000;
+/// How often a claim begins at the oldest message, if that takes less than one in [`SWEEP_SHARE`] of the time.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
+const SWEEP_SHARE: u32 = 10;
+
+/// How often it is asked whether a message has to run alone.
+const LOOK_FOR_SUSPECTS_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a message may lose its lease without a verdict before it is dead-lettered.
 const MOST_ABANDONMENTS: u32 = 10;
@@ -87,9 +93,10 @@ struct Lane {
     measured_at: Instant,
     /// Messages started since.
     started: usize,
+    /// Where a claim begins that is no sweep.
     not_before_micros: i64,
     /// Each lane is swept on its own: one that is busy has no room when another one's turn comes.
-    swept_at: Option<Instant>,
+    next_sweep: Instant,
     /// The last claim brought all that was asked for.
     has_more: bool,
     /// Of the payloads that wait or run.
@@ -137,7 +144,7 @@ impl Lane {
             measured_at: Instant::now(),
             started: 0,
             not_before_micros: 0,
-            swept_at: None,
+            next_sweep: Instant::now(),
             has_more: false,
             bytes: Arc::default(),
         }
@@ -311,7 +318,7 @@ impl Worker {
         for (lane, room) in self.lanes.iter_mut().zip(&rooms) {
             lane.coming += room;
         }
-        let errand = Errand::claim(&self.lanes, rooms, beside, self.is_quiet);
+        let errand = Errand::claim(&mut self.lanes, rooms, beside, self.is_quiet);
         self.send(errand);
     }
 
@@ -339,7 +346,7 @@ impl Worker {
                 self.next_poll = Instant::now() + self.poll;
                 self.is_quiet = claims.messages.is_empty();
                 let looked_at = self.looked_for_suspects_at;
-                if looked_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+                if looked_at.is_none_or(|at| at.elapsed() >= LOOK_FOR_SUSPECTS_EVERY) {
                     self.looked_for_suspects_at = Some(Instant::now());
                     self.send(Errand::LookForSuspects(wants_of_all(&self.lanes)));
                 }
@@ -549,12 +556,22 @@ enum Errand {
 /// An ordinary claim, as it was when it was sent.
 struct Claim {
     rooms: Vec<usize>,
-    sweeps: Vec<bool>,
+    /// Where it begins in each lane.
+    begins: Vec<Begin>,
     /// Keeps messages that have to run alone waiting.
     beside: Arc<OwnedRwLockReadGuard<()>>,
     sent_at: Instant,
     /// It is asked first whether anything is there at all.
     is_quiet: bool,
+}
+
+/// Where a claim begins among the due messages of a lane.
+#[derive(Clone, Copy)]
+enum Begin {
+    /// At the oldest one: a sweep.
+    Oldest,
+    /// At this due time.
+    Micros(i64),
 }
 
 enum Answer {
@@ -571,26 +588,35 @@ enum Answer {
 
 impl Errand {
     fn claim(
-        lanes: &[Lane],
+        lanes: &mut [Lane],
         rooms: Vec<usize>,
         beside: OwnedRwLockReadGuard<()>,
         is_quiet: bool,
     ) -> Self {
-        let sweeps: Vec<bool> = lanes
-            .iter()
-            .map(|lane| lane.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY))
+        let sent_at = Instant::now();
+        let begins: Vec<Begin> = lanes
+            .iter_mut()
+            .zip(&rooms)
+            .map(|(lane, &room)| {
+                if room > 0 && lane.next_sweep <= sent_at {
+                    lane.next_sweep = sent_at + SWEEP_EVERY;
+                    Begin::Oldest
+                } else {
+                    Begin::Micros(lane.not_before_micros)
+                }
+            })
             .collect();
         let wants = lanes
             .iter()
-            .zip(rooms.iter().zip(&sweeps))
+            .zip(rooms.iter().zip(&begins))
             .filter(|&(_, (&room, _))| room > 0)
-            .map(|(lane, (&room, &sweep))| lane.want(room, sweep))
+            .map(|(lane, (&room, &begin))| lane.want(room, begin))
             .collect();
         let claim = Claim {
             rooms,
-            sweeps,
+            begins,
             beside: Arc::new(beside),
-            sent_at: Instant::now(),
+            sent_at,
             is_quiet,
         };
         Self::Claim(claim, wants)
@@ -598,7 +624,10 @@ impl Errand {
 }
 
 fn wants_of_all(lanes: &[Lane]) -> Vec<Want> {
-    lanes.iter().map(|lane| lane.want(1, true)).collect()
+    lanes
+        .iter()
+        .map(|lane| lane.want(1, Begin::Oldest))
+        .collect()
 }
 
 /// Reads what was claimed.
@@ -613,7 +642,7 @@ impl Intake {
     fn fill(&self, lanes: &mut [Lane], claim: Claim, claims: Claims) {
         let Claim {
             rooms,
-            sweeps,
+            begins,
             beside,
             sent_at,
             ..
@@ -641,19 +670,14 @@ impl Intake {
         {
             lane.coming -= rooms[index];
             lane.has_more = claims.is_cut || counts[index] >= rooms[index];
-            if !sweeps[index] {
-                continue;
-            }
-            lane.swept_at = Some(sent_at);
-            if claims.at_micros > 0 {
-                // Everything that was due is claimed, or everything older than the newest claimed.
-                let seen = if lane.has_more {
-                    newest[index]
-                } else {
-                    claims.at_micros
-                };
-                lane.not_before_micros = seen.saturating_sub(LATE_SENDERS_MICROS).max(0);
-            }
+            // Everything that was due is claimed, or everything older than the newest claimed. One that brings
+            // nothing does not tell the time.
+            let seen = if lane.has_more {
+                newest[index]
+            } else {
+                claims.at_micros
+            };
+            lane.looked(begins[index], (claims.at_micros > 0).then_some(seen), sent_at);
         }
     }
 
@@ -914,13 +938,34 @@ async fn farewell(connection: PgConnection) {
 }
 
 impl Lane {
-    fn want(&self, room: usize, sweep: bool) -> Want {
+    fn want(&self, room: usize, begin: Begin) -> Want {
         Want {
             handler: self.route.name().to_owned(),
             event_version: self.route.event_version,
             slots: room.try_into().unwrap_or(i32::MAX),
-            not_before_micros: if sweep { 0 } else { self.not_before_micros },
+            not_before_micros: match begin {
+                Begin::Oldest => 0,
+                Begin::Micros(micros) => micros,
+            },
         }
+    }
+
+    /// Notes where the next claims begin, after one that was sent then, and has seen everything up to a due time.
+    fn looked(&mut self, begin: Begin, seen: Option<i64>, sent_at: Instant) {
+        if matches!(begin, Begin::Oldest) {
+            let now = Instant::now();
+            let pause = SWEEP_EVERY.max((now - sent_at) * SWEEP_SHARE);
+            self.next_sweep = self.next_sweep.max(now + pause);
+        }
+        let Some(at) = seen.map(|seen| seen.saturating_sub(LATE_SENDERS_MICROS).max(0)) else {
+            return;
+        };
+        self.not_before_micros = match begin {
+            Begin::Oldest => at,
+            Begin::Micros(sent) if sent <= self.not_before_micros => self.not_before_micros.max(at),
+            // A sweep has found older ones meanwhile, and they come first.
+            Begin::Micros(_) => self.not_before_micros,
+        };
     }
 
     /// Fits the buffer to how fast the handler is, so that a slow one keeps no messages that another

@@ -18,20 +18,55 @@ const LONG: Duration = Duration::from_secs(1);
 /// How long a transaction may take before its connection counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Looks at each queue once every idle poll interval: foreign programs ring no bell.
+/// Foreign programs ring no bell. While they send, it is looked for their messages once every idle poll interval; after
+/// that more and more seldom, up to this many of them apart.
+const LONGEST_SLEEP: u32 = 4;
+
 pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
     let mut most = MOST;
+    let mut idle_polls = 1;
     while !node.stop.is_cancelled() {
+        let found = with_foreign(&node, &queues).await;
         let mut more = false;
-        for queue in &queues {
+        for queue in &found {
             more |= adopt(&node, queue, &mut most).await;
         }
+        idle_polls = if found.is_empty() {
+            (idle_polls * 2).min(LONGEST_SLEEP)
+        } else {
+            1
+        };
         if !more {
+            let sleep = node.settings.idle_poll * idle_polls;
             tokio::select! {
-                () = node.points.sleep(Sleeper::Adopter, node.settings.idle_poll) => {}
+                () = node.points.sleep(Sleeper::Adopter, sleep) => {}
                 () = node.stop.cancelled() => {}
             }
         }
+    }
+}
+
+/// Those of the queues that have messages of foreign programs.
+async fn with_foreign(node: &Node, queues: &[String]) -> Vec<String> {
+    let looked = async {
+        let mut connection = node.connection().await?;
+        let found = queue::with_foreign(&mut connection, queues).await?;
+        connection.give_back().await?;
+        Ok(found)
+    };
+    match store::answered_within(PATIENCE, looked).await {
+        Ok(found) => found,
+        Err(error) => {
+            failed(node, &error).await;
+            Vec::new()
+        }
+    }
+}
+
+async fn failed(node: &Node, error: &sqlx::Error) {
+    if !node.mend(error).await {
+        node.trouble
+            .met("look for messages of foreign programs", error);
     }
 }
 
@@ -59,10 +94,7 @@ async fn adopt(node: &Node, queue: &str, most: &mut i32) -> bool {
     let adopted = match adopted {
         Ok(adopted) => adopted,
         Err(error) => {
-            if !node.mend(&error).await {
-                node.trouble
-                    .met("look for messages of foreign programs", &error);
-            }
+            failed(node, &error).await;
             return false;
         }
     };

@@ -55,6 +55,16 @@ pub(crate) async fn run(node: Arc<Node>) {
 
 /// Emits what is due and returns how long to sleep.
 async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
+    let until_next = {
+        let mut connection = node.connection().await?;
+        let until_next = delayed_emits::until_next(&mut connection, &node.row.namespace).await?;
+        connection.give_back().await?;
+        until_next
+    };
+    let until_next = until_next.map(|micros| Duration::from_micros(micros.try_into().unwrap_or(0)));
+    if until_next != Some(Duration::ZERO) {
+        return Ok(sleep(until_next));
+    }
     let emitted = match emit(node, most, false).await {
         Err(error) if !store::is_passing(&error) => {
             tracing::warn!(%error, "could not emit delayed events together, emitting them in parts");
@@ -81,11 +91,16 @@ async fn emit_due(node: &Node, most: i32) -> sqlx::Result<Duration> {
         tracing::debug!(count, "emitted delayed events");
         return Ok(Duration::ZERO);
     }
-    Ok(match next_in {
+    Ok(sleep(next_in))
+}
+
+/// How long to sleep if nothing could be emitted, and the next event is to be taken up then.
+fn sleep(next_in: Option<Duration>) -> Duration {
+    match next_in {
         Some(Duration::ZERO) => LOCKED_SLEEP,
         Some(next_in) => next_in.clamp(Duration::from_millis(1), NOTICED_WITHIN),
         None => NOTICED_WITHIN,
-    })
+    }
 }
 
 async fn emit(node: &Node, most: i32, isolate: bool) -> sqlx::Result<Emitted> {

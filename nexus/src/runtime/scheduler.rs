@@ -114,6 +114,14 @@ enum Together {
 async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
     let namespace = &node.row.namespace;
     let mut connection = node.connection().await?;
+    let until_next = scheduled_tasks::until_next(&mut connection, namespace).await?;
+    if let None | Some(1..) = until_next {
+        connection.give_back().await?;
+        let pause = until_next.map_or(LONGEST_SLEEP, |micros| {
+            Duration::from_micros(micros.max(1_000).unsigned_abs()).min(LONGEST_SLEEP)
+        });
+        return Ok(Round { tasks: 0, pause });
+    }
     let mut tx = connection.begin().await?;
     let mut due = scheduled_tasks::lock_due(&mut tx, namespace, MOST_TASKS).await?;
     leave_bytes(&mut due);
@@ -149,17 +157,12 @@ async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
         });
     }
     tx.commit().await?;
-    let until_next = scheduled_tasks::until_next(&mut connection, namespace).await?;
     connection.give_back().await?;
-    let pause = match until_next {
-        Some(micros @ 1..) => {
-            Duration::from_micros(micros.max(1_000).unsigned_abs()).min(LONGEST_SLEEP)
-        }
-        // Due, and locked by another node, which may have stopped in the middle of it.
-        Some(_) => LOCKED_SLEEP,
-        None => LONGEST_SLEEP,
-    };
-    Ok(Round { tasks: 0, pause })
+    // Due, and locked by another node, which may have stopped in the middle of it.
+    Ok(Round {
+        tasks: 0,
+        pause: LOCKED_SLEEP,
+    })
 }
 
 /// Fires what `pg_cron` has not fired for a minute: it was down, as the server was, or cannot run its jobs.

@@ -139,7 +139,7 @@ async fn polls(pool: &PgPool) -> anyhow::Result<(f64, f64)> {
     let text = format!(
         "select coalesce(sum(calls), 0)::float8, coalesce(sum(total_exec_time) * 1000, 0)::float8 from pg_stat_statements
          where dbid = (select oid from pg_database where datname = current_database())
-           and query like 'select exists%not_before%' and query like '%{}%'",
+           and query like 'select exists%interval%' and query like '%{}%'",
         app::QUEUE
     );
     Ok(sqlx::query_as(sqlx::AssertSqlSafe(text))

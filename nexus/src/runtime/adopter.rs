@@ -18,28 +18,28 @@ const LONG: Duration = Duration::from_secs(1);
 /// How long a transaction may take before its connection counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Foreign programs ring no bell. While they send, it is looked for their messages once every idle poll interval; after
-/// that more and more seldom, up to this many of them apart.
-const LONGEST_SLEEP: u32 = 4;
+/// Foreign programs ring no bell. While they send, the queues are looked at once every idle poll interval; after that
+/// more and more seldom, up to this long apart, or one such interval.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(node: Arc<Node>, queues: Vec<String>) {
     let mut most = MOST;
-    let mut idle_polls = 1;
+    let idle_poll = node.settings.idle_poll;
+    let mut pause = idle_poll;
     while !node.stop.is_cancelled() {
         let found = with_foreign(&node, &queues).await;
         let mut more = false;
         for queue in &found {
             more |= adopt(&node, queue, &mut most).await;
         }
-        idle_polls = if found.is_empty() {
-            (idle_polls * 2).min(LONGEST_SLEEP)
+        pause = if found.is_empty() {
+            (pause * 2).min(LONGEST_SLEEP.max(idle_poll))
         } else {
-            1
+            idle_poll
         };
         if !more {
-            let sleep = node.settings.idle_poll * idle_polls;
             tokio::select! {
-                () = node.points.sleep(Sleeper::Adopter, sleep) => {}
+                () = node.points.sleep(Sleeper::Adopter, pause) => {}
                 () = node.stop.cancelled() => {}
             }
         }

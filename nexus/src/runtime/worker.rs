@@ -677,7 +677,11 @@ impl Intake {
             } else {
                 claims.at_micros
             };
-            lane.looked(begins[index], (claims.at_micros > 0).then_some(seen), sent_at);
+            lane.looked(
+                begins[index],
+                (claims.at_micros > 0).then_some(seen),
+                sent_at,
+            );
         }
     }
 

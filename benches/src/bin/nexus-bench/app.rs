@@ -53,12 +53,16 @@ async fn no_op(_job: Job) {}
 
 #[handler]
 async fn note_wait(job: Job, waits: State<Waits>) {
-    #[expect(clippy::cast_precision_loss, reason = "no run takes long enough")]
-    let wait = (now() - job.at) as f64 / 1e6;
     waits
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push(wait);
+        .push(millis_since(&job));
+}
+
+/// How long ago the job was made.
+#[expect(clippy::cast_precision_loss, reason = "no run takes long enough")]
+pub(crate) fn millis_since(job: &Job) -> f64 {
+    (now() - job.at) as f64 / 1e6
 }
 
 /// Longer than it is watched.

@@ -1,13 +1,14 @@
 //! W5 and W6: how soon an event is handled.
 
 use std::{
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use nexus::Client;
 use nexus_benches::Spread;
 use sqlx::PgPool;
+use tokio::sync::Notify;
 
 use super::{
     Bench,
@@ -17,6 +18,18 @@ use super::{
 
 /// How long a workload runs at a rate, in seconds.
 const SECONDS: u64 = 10;
+
+/// What an emit does at least: a row of the log and one of a queue.
+const PLAIN_EMIT: &str = "with l as (
+        insert into core.event_log (namespace, event_type, payload, producer_node_id, correlation_id, subscriptions_version)
+        values ('bench', 'bench.job', $1, 'bench', 'bench', 1) returning payload
+    )
+    insert into plain_queue (due, body) select now(), payload from l";
+
+/// What a claim does at least.
+const PLAIN_CLAIM: &str = "update plain_queue set due = now() + interval '30 s'
+    where id = any (array(select id from plain_queue where due <= now() order by due limit 100 for update skip locked))
+    returning id, body::text";
 
 /// Who emits.
 enum Emitter {
@@ -50,6 +63,59 @@ impl Emitter {
     }
 }
 
+/// From an insert to the answer of a claim, by plain SQL: what nobody can be faster than on this machine, who writes a
+/// log and flushes it. The claim is sent as soon as the insert is answered, on a connection that waits for that.
+async fn plain_pickup(pool: &PgPool, per_second: u64, bytes: usize) -> anyhow::Result<Spread> {
+    sqlx::raw_sql(
+        "create table plain_queue (id bigint generated always as identity primary key, due timestamptz not null, body jsonb not null);
+         create index on plain_queue (due, id)",
+    )
+    .execute(pool)
+    .await?;
+    let bell = Arc::new(Notify::new());
+    let wanted = usize::try_from(per_second * SECONDS)?;
+    let claims = tokio::spawn({
+        let (pool, bell) = (pool.clone(), Arc::clone(&bell));
+        async move {
+            // Of its own: the setting is not for others.
+            let mut connection = pool.acquire().await?.detach();
+            sqlx::query("set synchronous_commit = off")
+                .execute(&mut connection)
+                .await?;
+            let mut waits = Vec::new();
+            while waits.len() < wanted {
+                bell.notified().await;
+                let rows: Vec<(i64, String)> = sqlx::query_as(PLAIN_CLAIM)
+                    .fetch_all(&mut connection)
+                    .await?;
+                for (_, body) in &rows {
+                    let job: Job = serde_json::from_str(body)?;
+                    waits.push(app::millis_since(&job));
+                }
+                let ids: Vec<i64> = rows.into_iter().map(|(id, _)| id).collect();
+                sqlx::query("delete from plain_queue where id = any ($1)")
+                    .bind(ids)
+                    .execute(&mut connection)
+                    .await?;
+            }
+            anyhow::Ok(waits)
+        }
+    });
+    let mut connection = pool.acquire().await?;
+    let mut tick = tokio::time::interval(Duration::from_nanos(1_000_000_000 / per_second));
+    for id in 0..per_second * SECONDS {
+        tick.tick().await;
+        sqlx::query(PLAIN_EMIT)
+            .bind(sqlx::types::Json(Job::new(id.cast_signed(), bytes)))
+            .execute(&mut *connection)
+            .await?;
+        bell.notify_one();
+    }
+    let waits = claims.await??;
+    sqlx::query("drop table plain_queue").execute(pool).await?;
+    Ok(Spread::of(waits))
+}
+
 impl Bench {
     pub(crate) async fn pickup(&self, report: &mut Report) -> anyhow::Result<()> {
         let bytes = self.arguments.payload_bytes;
@@ -57,6 +123,11 @@ impl Bench {
             let database = self.server.database("pickup").await?;
             let own = app::prepare(&database, "note_wait").await?;
             let wanted = per_second * SECONDS;
+            report.latency(
+                &format!("W5 the same by plain SQL, {per_second}/s, one process"),
+                None,
+                plain_pickup(&own, per_second, bytes).await?,
+            );
 
             let (node, waits) = app::start(&database, "note_wait", 100).await?;
             tokio::time::sleep(Duration::from_secs(1)).await;

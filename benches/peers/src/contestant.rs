@@ -1,6 +1,6 @@
 //! What the programs share. Each of them has a handler named `job`, so that each takes what waits for it.
 use common::{arg, db_url, env_num, forever, lat, say, w1, w2};
-use nexus::{Database, prelude::*};
+use nexus::{Database, Handle, prelude::*};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Event)]
 #[event(type = "bench.job")]
@@ -37,14 +37,13 @@ fn app() -> App {
         .batch_size(500)
 }
 
-async fn work() {
+async fn start() -> Handle {
     // Connected, as the pools of the others are.
     let app = app().before_start(|_| async {
         say("started");
         Ok(())
     });
-    let _node = nexus::start(app).await.unwrap();
-    forever().await
+    nexus::start(app).await.unwrap()
 }
 
 async fn client() -> Client {
@@ -78,10 +77,13 @@ pub async fn run() {
             })
             .await;
         }
-        "work" => work().await,
+        "work" => {
+            let _node = start().await;
+            forever().await
+        }
         "lat" => {
-            let client = client().await;
-            tokio::spawn(work());
+            let node = start().await;
+            let client = node.client().clone();
             lat(|job| {
                 let client = client.clone();
                 async move {

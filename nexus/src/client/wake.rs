@@ -18,8 +18,12 @@ use crate::{
     store::{self, notify},
 };
 
-/// Other processes are told at once when it was quiet, then at most this often.
-const RING_EVERY: Duration = Duration::from_millis(5);
+/// Other processes are told at once, but no sooner than this after the last time.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The same after so many rings that had to wait: about a thousand a second are told of together.
+const PAUSE_UNDER_LOAD: Duration = Duration::from_millis(5);
+const LOAD: u32 = 5;
 
 /// How long a ring may take before its connection counts as lost.
 const RING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,8 +42,15 @@ struct Inner {
     /// The workers of this process, by queue.
     local: Mutex<HashMap<String, Arc<Notify>>>,
     /// Queues that other processes have not been told of yet.
-    pending: Mutex<BTreeSet<String>>,
+    pending: Mutex<Pending>,
     has_pending: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    queues: BTreeSet<String>,
+    /// How often it was rung for them.
+    rings: u32,
 }
 
 impl Bell {
@@ -91,19 +102,22 @@ impl Bell {
 
     /// Wakes the queues' workers here, and soon in every process. Call it after the commit.
     pub(crate) fn ring(&self, queues: impl IntoIterator<Item = String>) {
-        let mut any = false;
-        for queue in queues {
-            self.ring_here(&queue);
-            self.inner
-                .pending
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(queue);
-            any = true;
+        let queues: Vec<String> = queues.into_iter().collect();
+        if queues.is_empty() {
+            return;
         }
-        if any {
-            self.inner.has_pending.notify_one();
+        for queue in &queues {
+            self.ring_here(queue);
         }
+        let mut pending = self
+            .inner
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        pending.queues.extend(queues);
+        pending.rings += 1;
+        drop(pending);
+        self.inner.has_pending.notify_one();
     }
 }
 
@@ -111,7 +125,7 @@ async fn doorbell(inner: Weak<Inner>, database: Database, channel: String) {
     let mut connection: Option<PgConnection> = None;
     loop {
         // Held weakly while waiting, so that the doorbell ends with the bell.
-        let queues: Vec<String> = {
+        let Pending { queues, rings } = {
             let Some(inner) = inner.upgrade() else { break };
             let waited =
                 tokio::time::timeout(Duration::from_secs(1), inner.has_pending.notified()).await;
@@ -119,14 +133,18 @@ async fn doorbell(inner: Weak<Inner>, database: Database, channel: String) {
                 continue;
             }
             let mut pending = inner.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *pending).into_iter().collect()
+            std::mem::take(&mut *pending)
         };
+        let queues: Vec<String> = queues.into_iter().collect();
         if queues.is_empty() {
             continue;
         }
         let rung = ring(&mut connection, &database, &channel, &queues);
         match store::answered_within(RING_TIMEOUT, rung).await {
-            Ok(()) => tokio::time::sleep(RING_EVERY).await,
+            Ok(()) => {
+                let is_loaded = rings >= LOAD;
+                tokio::time::sleep(if is_loaded { PAUSE_UNDER_LOAD } else { PAUSE }).await;
+            }
             Err(error) => {
                 tracing::debug!(%error, "the doorbell lost its connection, workers poll meanwhile");
                 connection = None;

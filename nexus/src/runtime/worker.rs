@@ -37,8 +37,8 @@ use crate::{
 const SHORTEST_POLL: Duration = Duration::from_millis(25);
 
 /// A claim walks past what has been claimed since the last vacuum, which is much while somebody holds a snapshot. So
-/// it begins this far behind the newest message of the last one: senders may commit this much later than the due
-/// time they wrote. A sweep finds later ones.
+/// it begins at the newest message of the last one, or if that has left nothing, this long before it: senders may
+/// commit this much later than the due time they wrote. A sweep finds the others.
 const LATE_SENDERS_MICROS: i64 = 100_000;
 
 /// How often a claim begins at the oldest message, if that takes less than one in [`SWEEP_SHARE`] of the time.
@@ -670,18 +670,15 @@ impl Intake {
         {
             lane.coming -= rooms[index];
             lane.has_more = claims.is_cut || counts[index] >= rooms[index];
-            // Everything that was due is claimed, or everything older than the newest claimed. One that brings
+            // Everything older than the newest claimed is claimed, or everything that was due. A claim that brings
             // nothing does not tell the time.
-            let seen = if lane.has_more {
+            let next = if lane.has_more {
                 newest[index]
             } else {
-                claims.at_micros
+                claims.at_micros - LATE_SENDERS_MICROS
             };
-            lane.looked(
-                begins[index],
-                (claims.at_micros > 0).then_some(seen),
-                sent_at,
-            );
+            let next = (claims.at_micros > 0).then_some(next);
+            lane.looked(begins[index], next, sent_at);
         }
     }
 
@@ -954,19 +951,21 @@ impl Lane {
         }
     }
 
-    /// Notes where the next claims begin, after one that was sent then, and has seen everything up to a due time.
-    fn looked(&mut self, begin: Begin, seen: Option<i64>, sent_at: Instant) {
+    /// Notes where the next claims begin, after one that was sent then.
+    fn looked(&mut self, begin: Begin, next: Option<i64>, sent_at: Instant) {
         if matches!(begin, Begin::Oldest) {
             let now = Instant::now();
             let pause = SWEEP_EVERY.max((now - sent_at) * SWEEP_SHARE);
             self.next_sweep = self.next_sweep.max(now + pause);
         }
-        let Some(at) = seen.map(|seen| seen.saturating_sub(LATE_SENDERS_MICROS).max(0)) else {
+        let Some(next) = next.map(|next| next.max(0)) else {
             return;
         };
         self.not_before_micros = match begin {
-            Begin::Oldest => at,
-            Begin::Micros(sent) if sent <= self.not_before_micros => self.not_before_micros.max(at),
+            Begin::Oldest => next,
+            Begin::Micros(sent) if sent <= self.not_before_micros => {
+                self.not_before_micros.max(next)
+            }
             // A sweep has found older ones meanwhile, and they come first.
             Begin::Micros(_) => self.not_before_micros,
         };

@@ -298,7 +298,7 @@ async fn emits_of_a_transaction_commit_or_vanish_with_it() {
     app.shutdown().await;
 }
 
-/// A claim begins a little before the newest message that was claimed, which is not far enough for these.
+/// A claim begins at the newest message that was claimed, or a little before: only a sweep finds these.
 #[tokio::test]
 async fn what_commits_late_is_handled_while_newer_events_are() {
     let mut test = Test::new().await;

@@ -21,7 +21,7 @@ use crate::{
 /// Other processes are told at once, but no sooner than this after the last time.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// The same after so many rings that had to wait: about a thousand a second are told of together.
+/// The same after a time in which [`LOAD`] rings or more have gathered: to notify takes each process a moment.
 const PAUSE_UNDER_LOAD: Duration = Duration::from_millis(5);
 const LOAD: u32 = 5;
 

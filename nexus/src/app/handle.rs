@@ -115,11 +115,13 @@ impl Handle {
         let node = &self.running.node;
         let mut connection = node.connection().await?;
         // Before the queues, which these events move to.
-        if store::delayed_emits::is_any_due(&mut connection, &node.row.namespace).await? {
+        let namespace = &node.row.namespace;
+        let until_next = store::delayed_emits::until_next(&mut connection, namespace).await?;
+        if until_next.is_some_and(|micros| micros <= 0) {
             connection.give_back().await?;
             return Ok(true);
         }
-        let (namespace, handlers) = (&node.row.namespace, &node.row.handlers);
+        let handlers = &node.row.handlers;
         if store::replays::is_any_running(&mut connection, namespace, handlers).await? {
             return Ok(false);
         }

@@ -69,20 +69,6 @@ pub(crate) async fn until_next(
     .await
 }
 
-/// Whether an event is due and was not emitted yet.
-pub(crate) async fn is_any_due(
-    connection: &mut PgConnection,
-    namespace: &str,
-) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "select exists (select from core.delayed_emits
-                        where namespace = $1 and next_try_at <= core.now())",
-    )
-    .bind(namespace)
-    .fetch_one(connection)
-    .await
-}
-
 /// Removes an event that waits in the namespace; see `core.cancel`.
 pub(crate) async fn cancel(
     connection: &mut PgConnection,

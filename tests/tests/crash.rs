@@ -192,6 +192,23 @@ async fn a_killer_in_a_batch_is_given_up_and_the_batch_runs() {
     assert_eq!((letters[0].1, letters[0].2.as_str()), (11, "Abandoned"));
 }
 
+/// A node that works off a backlog claims by deleting, which nobody counts: so one that starts after a death does not.
+#[tokio::test]
+async fn a_killer_far_behind_in_a_backlog_is_given_up_and_the_rest_runs() {
+    let database = TestDatabase::new().await;
+    let works: Vec<(i64, &str)> = (0..2_000)
+        .map(|n| (n, if n == 1_500 { "abort" } else { "" }))
+        .collect();
+    let pool = prepare_for("work_together", &database, &works).await;
+    let deaths = run_until_it_lives(&database, "work_together");
+    assert!((2..=11).contains(&deaths), "{deaths} deaths");
+    let expected: Vec<i64> = (0..2_000).filter(|number| *number != 1_500).collect();
+    assert_eq!(effects(&pool).await, expected);
+    let letters = letters(&pool).await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!((letters[0].1, letters[0].2.as_str()), (1_500, "Abandoned"));
+}
+
 #[tokio::test]
 async fn a_killer_ends_on_two_nodes_and_starts_anew_when_redriven() {
     let database = TestDatabase::new().await;

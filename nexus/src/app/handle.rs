@@ -108,7 +108,7 @@ impl Handle {
             return Ok(false);
         }
         // A completed message is gone from its queue a moment before it is counted.
-        Ok(node.leases.is_empty())
+        Ok(node.leases.is_empty() && node.batches.load(Ordering::Relaxed) == 0)
     }
 
     async fn has_work(&self) -> sqlx::Result<bool> {

@@ -30,6 +30,8 @@ pub(super) struct Registered {
     pub(super) declaration: Declaration,
     /// No newer build of the app is alive.
     pub(super) defines_app: bool,
+    /// No node was there, and none has left one behind that died.
+    pub(super) is_first: bool,
     pub(super) epoch: i64,
     pub(super) routes: Vec<Route>,
     /// The queue of the namespace's default group.
@@ -113,6 +115,8 @@ async fn register_in_time(
             "a newer build of this app is running, it defines subscriptions and schedules"
         );
     }
+    let has_others = nodes::has_any(&mut tx, &node.namespace);
+    let is_first = !has_others.await.map_err(&wrong)?;
     let Some(epoch) = nodes::register(&mut tx, &node).await.map_err(&wrong)? else {
         return Err(StartError::NodeIdTaken {
             node: node.id,
@@ -125,6 +129,7 @@ async fn register_in_time(
         node,
         declaration,
         defines_app,
+        is_first,
         epoch,
         routes,
         main_queue: queues["default"].clone(),

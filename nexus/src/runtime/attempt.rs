@@ -30,6 +30,15 @@ pub(crate) struct Message {
     pub(crate) lease: Arc<Lease>,
 }
 
+/// What keeps others from the messages while the handler runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// Their leases; the messages are deleted when the handler has succeeded.
+    Lease,
+    /// The handler's transaction, which has deleted them.
+    Deletion,
+}
+
 /// How a call of the handler ended.
 pub(super) enum End {
     /// Everything is stored already, by the handler's own transaction.
@@ -42,6 +51,8 @@ pub(super) enum End {
     Conflicted(Error),
     /// Not the handler's fault: a lost connection, a pool that is exhausted. Counts as no attempt.
     Disturbed(sqlx::Error),
+    /// The handler has ended its transaction by a statement of its own.
+    CommittedByHand,
     /// Some of the messages are no longer ours; the transaction was rolled back.
     Stolen(Vec<i64>),
     /// The node stops and does not wait any longer.
@@ -179,7 +190,7 @@ async fn run_to_verdicts(
                 report_lost(node, route, lost);
                 waiting.push(ours);
             }
-            End::Aborted => {
+            End::CommittedByHand | End::Aborted => {
                 for message in &messages {
                     settle(message, give_back(Duration::ZERO));
                 }
@@ -265,7 +276,11 @@ async fn are_still_ours(node: &Node, route: &Route, messages: &[Message]) -> Res
 /// What only some attempts do is boxed here and below: an attempt is a task, and the larger its future, the more
 /// is copied for each message.
 async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected>, End) {
-    let (rejected, tx, result) = invoke(node, route, messages).await;
+    let tx = match begin_if_used(node, route).await {
+        Ok(tx) => tx,
+        Err(end) => return (Vec::new(), end),
+    };
+    let (rejected, tx, result) = invoke(node, route, tx, messages).await;
     let end = match (result, tx) {
         (Ok(emits), None) if messages.len() == 1 || emits.is_empty() => End::Succeeded(emits),
         (Ok(emits), tx) => {
@@ -275,12 +290,42 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
                 .filter(|(index, _)| !rejected.iter().any(|rejected| rejected.index == *index))
                 .map(|(_, message)| message)
                 .collect();
-            Box::pin(finish(node, route, tx, &completed, emits)).await
+            Box::pin(finish(node, route, tx, Hold::Lease, &completed, emits)).await
         }
         (Err(end), Some(tx)) => Box::pin(blame(tx, end)).await,
         (Err(end), None) => end,
     };
+    let end = match end {
+        End::CommittedByHand => End::Failed(Error::permanent(COMMITTED_BY_HAND)),
+        end => end,
+    };
     (rejected, end)
+}
+
+/// Calls the handler once for messages that its transaction has deleted, and commits if it can.
+pub(super) async fn call_in(node: &Node, route: &Route, tx: Tx, messages: &[Message]) -> End {
+    match invoke(node, route, Some(tx), messages).await {
+        (rejected, Some(tx), Ok(emits)) if rejected.is_empty() => {
+            let messages: Vec<&Message> = messages.iter().collect();
+            finish(node, route, Some(tx), Hold::Deletion, &messages, emits).await
+        }
+        (rejected, tx, Ok(_)) => {
+            if let Some(tx) = tx {
+                roll_back(tx).await;
+            }
+            let error = rejected.into_iter().next().map(|rejected| rejected.error);
+            End::Failed(error.unwrap_or_else(|| Error::retryable("the transaction is gone")))
+        }
+        (_, Some(mut tx), Err(end)) => {
+            let is_marked = store::answered_within(PATIENCE, queue::is_marked(&mut tx)).await;
+            let end = blame(tx, end).await;
+            match is_marked {
+                Ok(false) => End::CommittedByHand,
+                _ => end,
+            }
+        }
+        (_, None, Err(end)) => end,
+    }
 }
 
 /// Gives up the transaction of a handler that failed, and decides whether the handler is to blame.
@@ -319,22 +364,24 @@ async fn take_leave(mut tx: Tx) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Calls the handler once, in a transaction if it takes one, which is left open. The events are those
+/// Begins the transaction of a handler that takes one.
+pub(super) async fn begin_if_used(node: &Node, route: &Route) -> Result<Option<Tx>, End> {
+    if route.descriptor.uses_tx {
+        Box::pin(begin(node, route, "")).await.map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// Calls the handler once, with the transaction if it takes one, which is left open. The events are those
 /// that it returned.
 pub(super) async fn invoke(
     node: &Node,
     route: &Route,
+    tx: Option<Tx>,
     messages: &[Message],
 ) -> (Vec<Rejected>, Option<Tx>, Result<Vec<Outgoing>, End>) {
     let first = &messages[0];
-    let tx = if route.descriptor.uses_tx {
-        match Box::pin(begin(node, route)).await {
-            Ok(tx) => Some(tx),
-            Err(end) => return (Vec::new(), None, Err(end)),
-        }
-    } else {
-        None
-    };
     let mut invocation = Invocation {
         context: Context {
             shared: Arc::clone(&node.shared),
@@ -411,12 +458,13 @@ async fn finish(
     node: &Node,
     route: &Route,
     tx: Option<Tx>,
+    hold: Hold,
     completed: &[&Message],
     returned: Vec<Outgoing>,
 ) -> End {
     let mut tx = match tx {
         Some(tx) => tx,
-        None => match begin(node, route).await {
+        None => match begin(node, route, "").await {
             Ok(tx) => tx,
             Err(end) => return end,
         },
@@ -430,7 +478,7 @@ async fn finish(
         tokio::time::sleep(PATIENCE).await;
     };
     tokio::select! {
-        end = commit(node, route, tx, completed, &emits) => end,
+        end = commit(node, route, tx, hold, completed, &emits) => end,
         () = took_too_long => End::Failed(Error::retryable(format!(
             "storing its effect took longer than the timeout of {:?}", route.timeout
         ))),
@@ -464,14 +512,15 @@ pub(super) async fn roll_back(tx: Tx) {
     let _ = tokio::time::timeout(PATIENCE, tx.rollback()).await;
 }
 
-async fn begin(node: &Node, route: &Route) -> Result<Tx, End> {
+/// Begins a handler's transaction; `settings` are statements that go with it.
+pub(super) async fn begin(node: &Node, route: &Route, settings: &str) -> Result<Tx, End> {
     let begun = async {
         let leave = Arc::clone(&node.transactions)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
         // sqlx limits how long a connection of the pool is waited for, and nothing else.
-        let tx = store::answered_within(client::ANSWER, begin_now(node, route)).await?;
+        let tx = store::answered_within(client::ANSWER, begin_now(node, route, settings)).await?;
         Ok(tx.with_leave(leave))
     };
     tokio::select! {
@@ -480,13 +529,13 @@ async fn begin(node: &Node, route: &Route) -> Result<Tx, End> {
     }
 }
 
-async fn begin_now(node: &Node, route: &Route) -> sqlx::Result<Tx> {
+async fn begin_now(node: &Node, route: &Route, more: &str) -> sqlx::Result<Tx> {
     let connection = node.client.lender().acquire().await?;
     // The server stops a statement when the handler's time is over. It gives the transaction up a while
     // later: the handler's own clock starts after `begin`, and a starved process sees it late.
     let ms = |time: Duration| time.as_millis().clamp(1, i32::MAX as u128);
     let settings = format!(
-        "{}; set local statement_timeout = {}; set local idle_in_transaction_session_timeout = {}",
+        "{}; set local statement_timeout = {}; set local idle_in_transaction_session_timeout = {}; {more}",
         queue::MARK_TRANSACTION,
         ms(route.timeout),
         ms(route.timeout.saturating_add(PATIENCE)),
@@ -500,6 +549,7 @@ async fn commit(
     node: &Node,
     route: &Route,
     mut tx: Tx,
+    hold: Hold,
     messages: &[&Message],
     emits: &[Outgoing],
 ) -> End {
@@ -511,31 +561,37 @@ async fn commit(
         .iter()
         .map(|message| message.lease.read_ct)
         .collect();
-    let completion = Completion {
+    let completion = (hold == Hold::Lease).then_some(Completion {
         within: queue::Within::HandlersTransaction,
         queue: &route.queue,
         msg_ids: &msg_ids,
         read_cts: &read_cts,
-    };
+    });
     // Options were set after the events were checked.
     if let Err(error) = node.client.check(emits) {
         roll_back(tx).await;
         return End::Failed(Error::permanent(error));
     }
     let queues = match store_in(node, &mut tx, completion, emits).await {
-        Ok(Stored {
+        Ok(Some(Stored {
             conflict: Some(key),
             ..
-        }) => {
+        })) => {
             roll_back(tx).await;
             return End::Failed(Error::from(EmitError::KeyUsedForAnotherEvent { key }));
         }
-        Ok(stored) if stored.completed.len() == msg_ids.len() => stored.queues,
-        Ok(Stored { completed, .. }) => {
+        Ok(Some(stored)) if completion.is_none() || stored.completed.len() == msg_ids.len() => {
+            stored.queues
+        }
+        Ok(None) => {
+            roll_back(tx).await;
+            return End::CommittedByHand;
+        }
+        Ok(Some(Stored { completed, .. })) => {
             let is_ours = queue::is_marked(&mut tx).await;
             roll_back(tx).await;
             if let Ok(false) = is_ours {
-                return End::Failed(Error::permanent(COMMITTED_BY_HAND));
+                return End::CommittedByHand;
             }
             return End::Stolen(
                 msg_ids
@@ -602,42 +658,42 @@ async fn commit(
 }
 
 /// Stores completion and events in the handler's transaction, by as many statements as it takes. The
-/// first one completes: no event is stored in a transaction that the handler has ended itself.
+/// first one completes: no event is stored in a transaction that the handler has ended itself. `None` says that it
+/// has, where there is nothing to complete.
 async fn store_in(
     node: &Node,
     tx: &mut Tx,
-    completion: Completion<'_>,
+    completion: Option<Completion<'_>>,
     emits: &[Outgoing],
-) -> Result<Stored, EmitError> {
-    let Completion {
-        within,
-        queue,
-        msg_ids,
-        read_cts,
-    } = completion;
+) -> Result<Option<Stored>, EmitError> {
+    let append = |source| EmitError::Append { source };
     let mut chunks = client::chunks(emits).into_iter();
-    let Some(first) = chunks.next() else {
-        let completed = queue::complete(tx, queue, within, msg_ids, read_cts)
-            .await
-            .map_err(|source| EmitError::Append { source })?;
-        return Ok(Stored {
-            completed,
-            ..Stored::default()
-        });
-    };
-    let source = vec![None; first.len()];
-    let mut stored = node
-        .client
-        .store_chunk(tx, first, Some(completion), &source)
-        .await?;
-    if stored.completed.len() == msg_ids.len() {
-        for chunk in chunks {
-            let more = node.client.store_chunk(tx, chunk, None, &[]).await?;
-            stored.queues.extend(more.queues);
-            stored.conflict = stored.conflict.or(more.conflict);
+    let mut stored = Stored::default();
+    if let Some(completion) = completion {
+        let (queue, within) = (completion.queue, completion.within);
+        let (msg_ids, read_cts) = (completion.msg_ids, completion.read_cts);
+        if let Some(first) = chunks.next() {
+            let source = vec![None; first.len()];
+            let first = node
+                .client
+                .store_chunk(tx, first, Some(completion), &source);
+            stored = first.await?;
+        } else {
+            let completed = queue::complete(tx, queue, within, msg_ids, read_cts);
+            stored.completed = completed.await.map_err(append)?;
         }
+        if stored.completed.len() < msg_ids.len() {
+            return Ok(Some(stored));
+        }
+    } else if !queue::is_marked(tx).await.map_err(append)? {
+        return Ok(None);
     }
-    Ok(stored)
+    for chunk in chunks {
+        let more = node.client.store_chunk(tx, chunk, None, &[]).await?;
+        stored.queues.extend(more.queues);
+        stored.conflict = stored.conflict.or(more.conflict);
+    }
+    Ok(Some(stored))
 }
 
 /// The verdict on a message whose attempt failed.

@@ -37,7 +37,10 @@ pub(crate) async fn run(
             lease: leases.hold(&route.queue, msg_id, 1, Instant::now() + LEASE),
         })
         .collect();
-    let (rejected, mut tx, result) = attempt::invoke(node, route, &messages).await;
+    let (rejected, mut tx, result) = match attempt::begin_if_used(node, route).await {
+        Ok(tx) => attempt::invoke(node, route, tx, &messages).await,
+        Err(end) => (Vec::new(), None, Err(end)),
+    };
     let result = match result {
         Ok(returned) => {
             let mut emits = tx.as_mut().map(Tx::take_outgoing).unwrap_or_default();
@@ -56,6 +59,10 @@ pub(crate) async fn run(
     let (ended, emits) = match result {
         Ok(emits) => (Ended::Completed, emits),
         Err(End::Failed(error)) => (by_verdict(&error), Vec::new()),
+        Err(End::CommittedByHand) => {
+            let error = Error::permanent(COMMITTED_BY_HAND);
+            (by_verdict(&error), Vec::new())
+        }
         Err(End::Disturbed(why)) => {
             let why = why.to_string();
             (Ended::Disturbed { why }, Vec::new())
@@ -97,7 +104,7 @@ async fn store(
     };
     if let Ok(false) = queue::is_marked(&mut tx).await {
         attempt::roll_back(tx).await;
-        return Err(End::Failed(Error::permanent(COMMITTED_BY_HAND)));
+        return Err(End::CommittedByHand);
     }
     // Stored even if it is rolled back: what the handler's statements have done to the transaction
     // shows here.

@@ -63,6 +63,22 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// Of a message that the handler's own transaction has deleted: nobody can take it until that ends.
+    pub(crate) fn of_deleted(msg_id: i64, read_ct: i32) -> Arc<Self> {
+        Arc::new(Self::new(msg_id, read_ct, Instant::now()))
+    }
+
+    fn new(msg_id: i64, read_ct: i32, deadline: Instant) -> Self {
+        Self {
+            msg_id,
+            read_ct,
+            deadline: Mutex::new(deadline),
+            lost: CancellationToken::new(),
+            settled: AtomicBool::new(false),
+            decided: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn remaining(&self) -> Duration {
         let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
         deadline.saturating_duration_since(Instant::now())
@@ -87,14 +103,7 @@ impl Leases {
         read_ct: i32,
         deadline: Instant,
     ) -> Arc<Lease> {
-        let lease = Arc::new(Lease {
-            msg_id,
-            read_ct,
-            deadline: Mutex::new(deadline),
-            lost: CancellationToken::new(),
-            settled: AtomicBool::new(false),
-            decided: AtomicBool::new(false),
-        });
+        let lease = Arc::new(Lease::new(msg_id, read_ct, deadline));
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let before = held
             .entry(queue.to_owned())

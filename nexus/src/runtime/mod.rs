@@ -2,6 +2,7 @@
 //!
 //! - [`worker`] claims messages of one queue and starts attempts; one for each queue of the node.
 //! - [`attempt`] runs a handler for a message and decides how the attempt ends.
+//! - [`backlog`] runs a batch handler whose transaction claims by deleting, while much waits.
 //! - [`settle`] stores the verdicts, many in one statement.
 //! - [`lease`] keeps claimed messages ours, and the node alive, from a thread of its own.
 //! - [`scheduler`] fires ticks, [`delayed`] emits what has become due, [`adopter`] takes in what
@@ -15,6 +16,7 @@
 
 mod adopter;
 mod attempt;
+mod backlog;
 mod caretaker;
 mod declaration;
 mod delayed;
@@ -37,7 +39,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -126,6 +128,8 @@ pub(crate) struct Node {
     pub(crate) declaration: Declaration,
     /// False while a newer build of the app is alive.
     pub(crate) defines_app: AtomicBool,
+    /// When it registered no other node was there, dead or alive.
+    pub(crate) is_first: bool,
     pub(crate) client: Client,
     /// Connections of the loops themselves, so that handlers which hold every connection of the
     /// client's pool hold up nothing else.
@@ -137,6 +141,8 @@ pub(crate) struct Node {
     pub(crate) settings: Settings,
     pub(crate) shared: Arc<Shared>,
     pub(crate) leases: lease::Leases,
+    /// How many batches are under way that were claimed by deleting, for which no lease is held.
+    pub(crate) batches: Arc<AtomicUsize>,
     pub(crate) trouble: Trouble,
     /// Where the test kit looks on.
     pub(crate) points: Arc<Points>,

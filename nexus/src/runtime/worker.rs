@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, mpsc};
 use super::{
     Node, Route,
     attempt::{self, Message},
+    backlog::{self, Backlog},
     settle::{Failed, Settler, Verdict},
 };
 use crate::{
@@ -79,13 +80,19 @@ const ALONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A handler gets no more messages while those that it holds, waiting or running, have so many bytes of
 /// payload: a hundred of the largest ones must not take the memory of the process.
-const MOST_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// A handler of this queue and the messages of it that this node holds.
 struct Lane {
     route: Arc<Route>,
     buffer: VecDeque<Held>,
     running: usize,
+    /// Those of them that work off the backlog.
+    stints: usize,
+    /// One of them was rolled back.
+    is_spoilt: Arc<AtomicBool>,
+    /// Since when a stint may begin.
+    next_stint: backlog::Next,
     /// What claims that are out have asked for.
     coming: usize,
     /// How many messages may wait in the buffer: as many as the handler gets through in [`AHEAD`].
@@ -108,37 +115,40 @@ struct Held {
     message: Message,
     guard: Arc<OwnedRwLockReadGuard<()>>,
     since: Instant,
-    weight: Weight,
+    weight: Counted,
 }
 
-/// The bytes of a payload among those of its lane, until this is dropped.
-struct Weight {
-    lane: Arc<AtomicUsize>,
-    bytes: usize,
+/// Something that is counted until this is dropped: the bytes of a payload among those of its lane.
+pub(super) struct Counted {
+    counter: Arc<AtomicUsize>,
+    count: usize,
 }
 
-impl Weight {
-    fn new(lane: &Arc<AtomicUsize>, bytes: usize) -> Self {
-        lane.fetch_add(bytes, Ordering::Relaxed);
+impl Counted {
+    pub(super) fn new(counter: &Arc<AtomicUsize>, count: usize) -> Self {
+        counter.fetch_add(count, Ordering::Relaxed);
         Self {
-            lane: Arc::clone(lane),
-            bytes,
+            counter: Arc::clone(counter),
+            count,
         }
     }
 }
 
-impl Drop for Weight {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.lane.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.counter.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
 
 impl Lane {
-    fn new(route: Arc<Route>) -> Self {
+    fn new(node: &Node, route: Arc<Route>) -> Self {
         Self {
+            next_stint: backlog::begins_at(node, &route),
             route,
             buffer: VecDeque::new(),
             running: 0,
+            stints: 0,
+            is_spoilt: Arc::default(),
             coming: 0,
             prefetch: 0,
             measured_at: Instant::now(),
@@ -161,7 +171,9 @@ impl Lane {
             1
         };
         let running = self.running * per_call;
-        let wanted = (self.route.concurrency * per_call).saturating_sub(running) + self.prefetch;
+        // Nothing waits behind stints.
+        let ahead = if self.stints > 0 { 0 } else { self.prefetch };
+        let wanted = (self.route.concurrency * per_call).saturating_sub(running) + ahead;
         // A handler that is busy with all its slots asks again only when half its buffer is gone.
         let buffered = self.buffer.len() + self.coming;
         let missing = wanted.saturating_sub(buffered);
@@ -177,10 +189,11 @@ impl Lane {
 pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>, settler: Settler) {
     let bell = node.client.bell().of(&queue);
     let stop = node.stop.clone();
-    let (finished, mut ends) = mpsc::unbounded_channel::<usize>();
+    let (finished, mut ends) = mpsc::unbounded_channel::<Ended>();
     let mut worker = Worker::new(node, queue, routes, settler, finished);
     while !stop.is_cancelled() {
         worker.start_attempts();
+        worker.start_stints();
         let claim_at = match worker.next_claim() {
             Some((rooms, at)) if Instant::now() >= at => {
                 worker.send_claim(rooms);
@@ -190,12 +203,11 @@ pub(crate) async fn run(node: Arc<Node>, queue: String, routes: Vec<Arc<Route>>,
         };
         let has_buffered = worker.lanes.iter().any(|lane| !lane.buffer.is_empty());
         tokio::select! {
-            Some(lane) = ends.recv() => {
-                worker.lanes[lane].running -= 1;
-                while let Ok(lane) = ends.try_recv() {
-                    worker.lanes[lane].running -= 1;
+            Some(ended) = ends.recv() => {
+                worker.ended(&ended);
+                while let Ok(ended) = ends.try_recv() {
+                    worker.ended(&ended);
                 }
-                worker.attempt_ended();
             }
             Some((claimer, answer)) = worker.out.next(), if !worker.out.is_empty() => worker.hear(claimer, answer),
             // Not listened to while a claim is out: it may ring for what the claim has just missed.
@@ -223,7 +235,7 @@ struct Worker {
     node: Arc<Node>,
     lanes: Vec<Lane>,
     intake: Intake,
-    finished: mpsc::UnboundedSender<usize>,
+    finished: mpsc::UnboundedSender<Ended>,
     /// [`CLAIMS_AT_ONCE`] of them, at home, or out on an errand: attempts start and end while the database is asked
     /// for more.
     at_home: Vec<Claimer>,
@@ -247,7 +259,7 @@ impl Worker {
         queue: String,
         routes: Vec<Arc<Route>>,
         settler: Settler,
-        finished: mpsc::UnboundedSender<usize>,
+        finished: mpsc::UnboundedSender<Ended>,
     ) -> Self {
         let at_home = (0..CLAIMS_AT_ONCE)
             .map(|_| Claimer::new(Arc::clone(&node), queue.clone()))
@@ -258,8 +270,11 @@ impl Worker {
             settler,
         };
         Self {
+            lanes: routes
+                .into_iter()
+                .map(|route| Lane::new(&node, route))
+                .collect(),
             node,
-            lanes: routes.into_iter().map(Lane::new).collect(),
             intake,
             finished,
             at_home,
@@ -391,7 +406,19 @@ impl Worker {
         self.next_poll = Instant::now();
     }
 
-    fn attempt_ended(&mut self) {
+    fn ended(&mut self, ended: &Ended) {
+        let lane = &mut self.lanes[ended.lane];
+        lane.running -= 1;
+        if let Some(next) = ended.stint {
+            lane.stints -= 1;
+            lane.next_stint = match (lane.next_stint, next) {
+                (Some(one), Some(other)) => Some(one.max(other)),
+                _ => None,
+            };
+            // What it has left alone or rolled back is anywhere.
+            lane.next_sweep = Instant::now();
+            self.next_poll = Instant::now();
+        }
         // Nodes that died one after the other leave many of them behind: one a second would take long.
         if std::mem::take(&mut self.runs_alone) {
             self.looked_for_suspects_at = None;
@@ -433,12 +460,54 @@ impl Worker {
                 let (node, route) = (Arc::clone(node), Arc::clone(&lane.route));
                 let (settler, finished) = (self.intake.settler.clone(), self.finished.clone());
                 let points = Arc::clone(&node.points);
-                let slot = Slot { finished, index };
+                let slot = Slot {
+                    finished,
+                    ended: Ended {
+                        lane: index,
+                        stint: None,
+                    },
+                };
                 tokio::spawn(points.while_alive(async move {
                     attempt::run(&node, &route, &settler, messages).await;
                     drop(guards);
                     drop(slot);
                 }));
+            }
+        }
+    }
+
+    /// Lets those free slots work off the backlog whose handlers can do that.
+    fn start_stints(&mut self) {
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            let may_begin = lane.next_stint.is_some_and(|at| at <= Instant::now());
+            if !may_begin || !lane.has_more || !lane.buffer.is_empty() {
+                continue;
+            }
+            while lane.running < lane.route.concurrency {
+                // The next claim tells whether there is more.
+                lane.has_more = false;
+                if lane.stints == 0 {
+                    lane.is_spoilt = Arc::default();
+                }
+                lane.running += 1;
+                lane.stints += 1;
+                let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
+                let backlog = Backlog {
+                    bytes: Arc::clone(&lane.bytes),
+                    is_spoilt: Arc::clone(&lane.is_spoilt),
+                    not_before_micros: lane.not_before_micros,
+                };
+                // What it says if it panics.
+                let ended = Ended {
+                    lane: index,
+                    stint: Some(Some(Instant::now() + backlog::REST)),
+                };
+                let finished = self.finished.clone();
+                let slot = Slot { finished, ended };
+                tokio::spawn(async move {
+                    let next = backlog.work_off(&node, &route).await;
+                    slot.leave(next);
+                });
             }
         }
     }
@@ -470,7 +539,13 @@ impl Worker {
             let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
             let (settler, finished) = (self.intake.settler.clone(), self.finished.clone());
             let mut alone = alone.take();
-            let slot = Slot { finished, index };
+            let slot = Slot {
+                finished,
+                ended: Ended {
+                    lane: index,
+                    stint: None,
+                },
+            };
             let points = Arc::clone(&node.points);
             tokio::spawn(points.while_alive(async move {
                 let attempt = attempt::run(&node, &route, &settler, vec![message]);
@@ -525,14 +600,29 @@ impl Worker {
 
 /// A handler's slot, which is free again when this is dropped, whatever happens to the attempt.
 struct Slot {
-    finished: mpsc::UnboundedSender<usize>,
-    index: usize,
+    finished: mpsc::UnboundedSender<Ended>,
+    ended: Ended,
+}
+
+impl Slot {
+    /// Ends a stint.
+    fn leave(mut self, next: backlog::Next) {
+        self.ended.stint = Some(next);
+    }
+}
+
+/// Who has left a slot of a lane.
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    lane: usize,
+    /// It has worked off the backlog; when that may go on.
+    stint: Option<backlog::Next>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         // The worker is gone only if it panicked, or the whole runtime is.
-        let _ = self.finished.send(self.index);
+        let _ = self.finished.send(self.ended);
     }
 }
 
@@ -655,7 +745,7 @@ impl Intake {
             };
             counts[index] += 1;
             newest[index] = newest[index].max(message.1);
-            let weight = Weight::new(&lanes[index].bytes, message.0.delivery.payload.len());
+            let weight = Counted::new(&lanes[index].bytes, message.0.delivery.payload.len());
             lanes[index].buffer.push_back(Held {
                 message: message.0,
                 guard: Arc::clone(&beside),

@@ -89,6 +89,15 @@ pub(crate) async fn is_superseded(
     .await
 }
 
+/// Whether nodes of the namespace are there, this one before it restarts among them: they run, or have died without
+/// saying why.
+pub(crate) async fn has_any(connection: &mut PgConnection, namespace: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select exists (select from core.nodes where namespace = $1)")
+        .bind(namespace)
+        .fetch_one(connection)
+        .await
+}
+
 /// Registers a boot of the node and returns its epoch, which fences the boot before; `None` if the id is
 /// taken in another namespace, which the role may not be allowed to see.
 pub(crate) async fn register(

@@ -114,9 +114,6 @@ pub(crate) async fn claim(
              for update of m skip locked"
         ),
     };
-    // The size limit is on the text, which no stored size tells: 1e131071 takes ten bytes. `offset 0`
-    // keeps the planner from making the text twice.
-    //
     // The rows are locked, so they stay where they are; `= any (array(…))` cannot turn into a hash join with a
     // sequential scan when the cached plan was made for an empty table. One that was changed between the
     // statement's snapshot and its lock is found there no more, and is left for the next claim. An abandoned
@@ -133,12 +130,8 @@ pub(crate) async fn claim(
                  else q.headers || jsonb_build_object('abandoned', least(coalesce((q.headers ->> 'abandoned')::int, 0), 1000) + 1)
              end
          where q.ctid = any (array(select place from c where fits))
-         returning q.msg_id, q.read_ct,
-             q.enqueued_at,
-             (select case when octet_length(b.body) > $6 then null else b.body end
-              from (select q.message::text as body offset 0) b),
-             q.headers::text, core.now(),
-             exists (select from c where not fits)"
+         returning {returning}",
+        returning = returning("$6"),
     );
     let (handlers, versions) = names(wants);
     let slots: Vec<i32> = wants.iter().map(|want| want.slots).collect();
@@ -152,6 +145,21 @@ pub(crate) async fn claim(
         .bind(max_body_bytes)
         .fetch_all(connection)
         .await?;
+    Ok(claims(rows))
+}
+
+/// What one wants of a claimed row. The size limit is on the text, which no stored size tells: 1e131071 takes ten
+/// bytes. `offset 0` keeps the planner from making the text twice.
+fn returning(max_body_bytes: &str) -> String {
+    format!(
+        "q.msg_id, q.read_ct, q.enqueued_at,
+         (select case when octet_length(b.body) > {max_body_bytes} then null else b.body end
+          from (select q.message::text as body offset 0) b),
+         q.headers::text, core.now(), exists (select from c where not fits)"
+    )
+}
+
+fn claims(rows: Vec<PgRow>) -> Claims {
     let mut claims = Claims::default();
     for row in rows {
         claims.at_micros = time(&row, 5);
@@ -168,7 +176,94 @@ pub(crate) async fn claim(
     claims
         .messages
         .sort_unstable_by_key(|message| message.msg_id);
-    Ok(claims)
+    claims
+}
+
+/// Claims due messages of one handler by deleting them, in the transaction that handles them: the locks of the
+/// deleted rows are the leases. Leaves alone what has lost a lease, which such a claim could not count.
+///
+/// The transaction is begun with [`TO_DELETE`], whose settings end here.
+pub(crate) async fn claim_by_deleting(
+    connection: &mut PgConnection,
+    queue: &str,
+    want: &Want,
+    max_body_bytes: i32,
+) -> sqlx::Result<Claims> {
+    let text = format!(
+        "with c as materialized (
+             select r.place, sum(r.bytes) over (order by r.vt, r.msg_id) - r.bytes < {CLAIM_BYTES} as fits
+             from (
+                 select m.ctid as place, m.msg_id, m.vt, {BODY_BYTES} as bytes from {table} m
+                 where m.headers ->> 'handler' = $1 and m.headers ->> 'eventVersion' = $2
+                   and m.vt >= timestamptz 'epoch' + $3 * interval '1 microsecond'
+                   and m.vt <= core.now()
+                   and {LOSSES} = 0
+                 order by m.vt, m.msg_id
+                 limit $4
+                 for update skip locked
+             ) r
+         )
+         delete from {table} q
+         where q.ctid = any (array(select place from c where fits))
+         returning {returning}",
+        table = table(queue),
+        returning = returning("$5"),
+    );
+    let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
+        .bind(&want.handler)
+        .bind(want.event_version.to_string())
+        .bind(want.not_before_micros)
+        .bind(want.slots)
+        .bind(max_body_bytes)
+        .fetch_all(&mut *connection)
+        .await?;
+    if !rows.is_empty() {
+        sqlx::raw_sql(DELETED).execute(connection).await?;
+    }
+    Ok(claims(rows))
+}
+
+/// Makes the transaction ready for [`claim_by_deleting`].
+pub(crate) const TO_DELETE: &str = "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off; set local jit = off; set local plan_cache_mode = force_generic_plan";
+
+/// Gives the statements of the handler the settings that the session began with.
+const DELETED: &str = "set local enable_seqscan to default; set local enable_bitmapscan to default; set local enable_sort to default; set local jit to default; set local plan_cache_mode to default";
+
+/// Puts messages back that were deleted by a transaction which their handler has committed too early.
+pub(crate) async fn put_back(
+    connection: &mut PgConnection,
+    queue: &str,
+    messages: &[Claimed],
+) -> sqlx::Result<()> {
+    let text = format!(
+        "insert into {table} (msg_id, read_ct, enqueued_at, vt, message, headers) overriding system value
+         select u.msg_id, u.read_ct, timestamptz 'epoch' + u.enqueued_at * interval '1 microsecond', core.now(),
+             u.message::jsonb, u.headers::jsonb
+         from unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::text[])
+             as u (msg_id, read_ct, enqueued_at, message, headers)
+         on conflict do nothing",
+        table = table(queue)
+    );
+    let of = |message: &Claimed| message.body.clone();
+    sqlx::query(AssertSqlSafe(text).into_sql_str())
+        .bind(messages.iter().map(|m| m.msg_id).collect::<Vec<_>>())
+        .bind(messages.iter().map(|m| m.read_ct).collect::<Vec<_>>())
+        .bind(
+            messages
+                .iter()
+                .map(|m| m.enqueued_at_micros)
+                .collect::<Vec<_>>(),
+        )
+        .bind(messages.iter().map(of).collect::<Vec<_>>())
+        .bind(
+            messages
+                .iter()
+                .map(|m| m.headers.clone())
+                .collect::<Vec<_>>(),
+        )
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Whether one of the wanted handlers has a message that is due. It takes the server a tenth of what a claim

@@ -26,6 +26,10 @@ impl Points {
         false
     }
 
+    pub(crate) fn is_watched(&self) -> bool {
+        false
+    }
+
     pub(crate) fn has_loops(&self) -> bool {
         true
     }

@@ -172,6 +172,11 @@ impl Points {
         self.is_migrated.load(Ordering::Relaxed)
     }
 
+    /// Whether a test looks on, which is to see each message with its lease.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.is_watched.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn has_loops(&self) -> bool {
         !self.is_without_loops.load(Ordering::Relaxed)
     }
@@ -239,7 +244,7 @@ impl Points {
     }
 
     pub(crate) fn begin(&self, route: &Route, messages: &[Message]) {
-        if !self.is_watched.load(Ordering::Relaxed) {
+        if !self.is_watched() {
             return;
         }
         let since = Instant::now();

@@ -10,7 +10,7 @@ use nexus::prelude::*;
 #[event(type = "victim.work")]
 struct Work {
     number: i64,
-    /// `hang`, `abort` or nothing.
+    /// `hang`, `abort`, `dawdle` or nothing.
     then: String,
 }
 
@@ -46,11 +46,18 @@ async fn work_together(works: Batch<Work>, tx: &mut Tx) -> nexus::Result {
     Ok(())
 }
 
+/// The same, in many slots.
+#[handler(concurrency = 8)]
+async fn work_side_by_side(works: Batch<Work>, tx: &mut Tx) -> nexus::Result {
+    work_together(works, tx).await
+}
+
 impl Work {
     async fn end(&self) {
         let is_set = |variable| std::env::var_os(variable).is_some();
         match self.then.as_str() {
             "hang" if is_set("VICTIM_HANGS") => std::future::pending().await,
+            "dawdle" => tokio::time::sleep(Duration::from_millis(20)).await,
             "abort" if !is_set("VICTIM_IS_MENDED") => std::process::abort(),
             _ => {}
         }

@@ -108,7 +108,7 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
         declaration: registered.declaration,
         defines_app: AtomicBool::new(registered.defines_app),
         is_first: registered.is_first,
-        lender: database.lender(own_pool),
+        lender: database.lender(own_pool).for_loops(),
         transactions: Arc::new(Semaphore::new(config.pool_size.max(2) as usize - 1)),
         options: database.options().clone(),
         settings: Settings {

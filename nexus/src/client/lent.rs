@@ -31,6 +31,10 @@ const POOLED_PING: Duration = Duration::from_secs(10);
 /// small statement. Who gets one that was lost since is as those whose statement was under way.
 const TRUSTED_FOR: Duration = Duration::from_millis(100);
 
+/// The same for the loops of a node, which look for work a few times a second and try again when a connection
+/// turns out to be lost.
+const TRUSTED_BY_LOOPS_FOR: Duration = Duration::from_secs(5);
+
 /// Connections that were made before a moment are not trusted any more.
 ///
 /// A pool hands out what it has. When one of its connections has fallen silent, or leads to a server
@@ -96,6 +100,7 @@ pub(crate) struct Lender {
     pool: PgPool,
     pooler: Pooler,
     doubt: Doubt,
+    trusted_for: Duration,
     warm: Arc<Mutex<Warm>>,
 }
 
@@ -114,8 +119,14 @@ impl Lender {
             pool,
             pooler,
             doubt,
+            trusted_for: TRUSTED_FOR,
             warm,
         }
+    }
+
+    pub(crate) fn for_loops(mut self) -> Self {
+        self.trusted_for = TRUSTED_BY_LOOPS_FOR;
+        self
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
@@ -151,7 +162,8 @@ impl Lender {
     pub(crate) async fn acquire(&self) -> sqlx::Result<PoolConnection<Postgres>> {
         let warm = self.lock().connections.pop();
         if let Some((since, connection)) = warm {
-            if since.elapsed() < TRUSTED_FOR && self.doubt.since().is_none_or(|at| at < since) {
+            if since.elapsed() < self.trusted_for && self.doubt.since().is_none_or(|at| at < since)
+            {
                 return Ok(connection);
             }
             put_back(connection, self.pooler);
@@ -176,14 +188,12 @@ impl Lender {
         warm.connections.push((Instant::now(), connection));
         if !std::mem::replace(&mut warm.is_watched, true) {
             drop(warm);
-            let warm = Arc::clone(&self.warm);
-            tokio::spawn(
-                Watch {
-                    warm,
-                    is_done: false,
-                }
-                .run(),
-            );
+            let watch = Watch {
+                warm: Arc::clone(&self.warm),
+                trusted_for: self.trusted_for,
+                is_done: false,
+            };
+            tokio::spawn(watch.run());
         }
     }
 
@@ -204,18 +214,19 @@ impl Lender {
 /// Gives warm connections back to the pool when they were not used for a while, until there are none.
 struct Watch {
     warm: Arc<Mutex<Warm>>,
+    trusted_for: Duration,
     is_done: bool,
 }
 
 impl Watch {
     async fn run(mut self) {
         loop {
-            tokio::time::sleep(TRUSTED_FOR / 2).await;
+            tokio::time::sleep(self.trusted_for / 2).await;
             let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
             let cold = warm
                 .connections
                 .iter()
-                .take_while(|(since, _)| since.elapsed() >= TRUSTED_FOR)
+                .take_while(|(since, _)| since.elapsed() >= self.trusted_for)
                 .count();
             for (_, connection) in warm.connections.drain(..cold) {
                 put_back(connection, Pooler::Session);

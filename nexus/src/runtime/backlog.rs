@@ -15,7 +15,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -33,7 +33,7 @@ use crate::{
     handler::Delivery,
     store::{
         self,
-        queue::{self, Claimed, Want},
+        queue::{self, Claimed, Place},
     },
 };
 
@@ -64,18 +64,30 @@ pub(super) fn begins_at(node: &Node, route: &Route) -> Option<Instant> {
 /// When the next stint may begin; `None` if never.
 pub(super) type Next = Option<Instant>;
 
-/// The messages of a handler that wait, as one of its slots sees them.
+/// The messages of a handler that wait, as all slots that work them off at a time see them.
 pub(super) struct Backlog {
     /// Of the payloads that the handler holds, on this node.
-    pub(super) bytes: Arc<AtomicUsize>,
-    /// A batch of the handler was rolled back: the other slots are not to meet the same messages.
-    pub(super) is_spoilt: Arc<AtomicBool>,
-    pub(super) not_before_micros: i64,
+    bytes: Arc<AtomicUsize>,
+    /// A batch was rolled back: the other slots are not to meet the same messages.
+    is_spoilt: AtomicBool,
+    /// What is older is claimed: without it each slot would walk past all messages of the others.
+    frontier: Mutex<Place>,
 }
 
 impl Backlog {
+    pub(super) fn new(bytes: &Arc<AtomicUsize>, not_before_micros: i64) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: Arc::clone(bytes),
+            is_spoilt: AtomicBool::new(false),
+            frontier: Mutex::new(Place {
+                vt_micros: not_before_micros,
+                msg_id: 0,
+            }),
+        })
+    }
+
     /// Handles one batch after the other, for a while or until there are no more. Returns when that may go on.
-    pub(super) async fn work_off(mut self, node: &Node, route: &Route) -> Next {
+    pub(super) async fn work_off(&self, node: &Node, route: &Route) -> Next {
         let started_at = Instant::now();
         while started_at.elapsed() < STINT
             && !node.stop.is_cancelled()
@@ -104,28 +116,34 @@ impl Backlog {
         Some(Instant::now())
     }
 
-    async fn handle_batch(&mut self, node: &Node, route: &Route) -> Batch {
+    fn frontier(&self) -> MutexGuard<'_, Place> {
+        self.frontier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn handle_batch(&self, node: &Node, route: &Route) -> Batch {
         let mut tx = match attempt::begin(node, route, queue::TO_DELETE).await {
             Ok(tx) => tx,
             Err(end) => return rolled_back(node, route, &end),
         };
-        let want = Want {
-            handler: route.name().to_owned(),
-            event_version: route.event_version,
-            slots: i32::try_from(node.settings.batch_size).unwrap_or(i32::MAX),
-            not_before_micros: self.not_before_micros,
-        };
-        let most = node.settings.max_body_bytes;
-        let claims = queue::claim_by_deleting(&mut tx, &route.queue, &want, most);
+        let after = *self.frontier();
+        let claims = queue::claim_by_deleting(
+            &mut tx,
+            &route.queue,
+            (route.name(), route.event_version),
+            after,
+            i32::try_from(node.settings.batch_size).unwrap_or(i32::MAX),
+            node.settings.max_body_bytes,
+        );
         let claims = tokio::select! {
             claims = store::answered_within(ANSWER, claims) => claims,
             () = node.abort.cancelled() => return Batch::RolledBack,
         };
-        let claims = match claims {
+        let (claimed, is_cut, last) = match claims {
             Ok(claims) => claims,
             Err(error) => return rolled_back(node, route, &End::Disturbed(error)),
         };
-        let claimed = claims.messages;
+        let frontier = last.max(*self.frontier());
+        *self.frontier() = frontier;
         if claimed.len() < 2 {
             attempt::roll_back(tx).await;
             return Batch::Last;
@@ -134,9 +152,7 @@ impl Backlog {
             attempt::roll_back(tx).await;
             return Batch::RolledBack;
         };
-        let is_last = claimed.len() < node.settings.batch_size && !claims.is_cut;
-        let newest = claimed.iter().map(|message| message.enqueued_at_micros);
-        let newest = newest.max().unwrap_or_default();
+        let is_last = claimed.len() < node.settings.batch_size && !is_cut;
         let size = messages.iter().map(|m| m.delivery.payload.len()).sum();
         let weight = Counted::new(&self.bytes, size);
         let end = attempt::call_in(node, route, tx, &messages).await;
@@ -144,7 +160,6 @@ impl Backlog {
         match end {
             End::Committed => {
                 add(&route.counts.completed, messages.len());
-                self.not_before_micros = newest;
                 if is_last { Batch::Last } else { Batch::Full }
             }
             End::CommittedByHand => {

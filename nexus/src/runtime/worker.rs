@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -89,8 +89,8 @@ struct Lane {
     running: usize,
     /// Those of them that work off the backlog.
     stints: usize,
-    /// One of them was rolled back.
-    is_spoilt: Arc<AtomicBool>,
+    /// What these see.
+    backlog: Arc<Backlog>,
     /// Since when a stint may begin.
     next_stint: backlog::Next,
     /// What claims that are out have asked for.
@@ -142,13 +142,14 @@ impl Drop for Counted {
 
 impl Lane {
     fn new(node: &Node, route: Arc<Route>) -> Self {
+        let bytes = Arc::default();
         Self {
             next_stint: backlog::begins_at(node, &route),
             route,
             buffer: VecDeque::new(),
             running: 0,
             stints: 0,
-            is_spoilt: Arc::default(),
+            backlog: Backlog::new(&bytes, 0),
             coming: 0,
             prefetch: 0,
             measured_at: Instant::now(),
@@ -156,7 +157,7 @@ impl Lane {
             not_before_micros: 0,
             next_sweep: Instant::now(),
             has_more: false,
-            bytes: Arc::default(),
+            bytes,
         }
     }
 
@@ -487,16 +488,12 @@ impl Worker {
                 // The next claim tells whether there is more.
                 lane.has_more = false;
                 if lane.stints == 0 {
-                    lane.is_spoilt = Arc::default();
+                    lane.backlog = Backlog::new(&lane.bytes, lane.not_before_micros);
                 }
                 lane.running += 1;
                 lane.stints += 1;
                 let (node, route) = (Arc::clone(&self.node), Arc::clone(&lane.route));
-                let backlog = Backlog {
-                    bytes: Arc::clone(&lane.bytes),
-                    is_spoilt: Arc::clone(&lane.is_spoilt),
-                    not_before_micros: lane.not_before_micros,
-                };
+                let backlog = Arc::clone(&lane.backlog);
                 // What it says if it panics.
                 let ended = Ended {
                     lane: index,

@@ -182,45 +182,65 @@ fn claims(rows: Vec<PgRow>) -> Claims {
 /// Claims due messages of one handler by deleting them, in the transaction that handles them: the locks of the
 /// deleted rows are the leases. Leaves alone what has lost a lease, which such a claim could not count.
 ///
-/// The transaction is begun with [`TO_DELETE`], whose settings end here.
+/// The transaction is begun with [`TO_DELETE`], whose settings end here. Returns the messages, whether some were left
+/// because of their size, and the place of the last one in the queue's order.
 pub(crate) async fn claim_by_deleting(
     connection: &mut PgConnection,
     queue: &str,
-    want: &Want,
+    (handler, event_version): (&str, u32),
+    after: Place,
+    limit: i32,
     max_body_bytes: i32,
-) -> sqlx::Result<Claims> {
+) -> sqlx::Result<(Vec<Claimed>, bool, Place)> {
     let text = format!(
         "with c as materialized (
              select r.place, sum(r.bytes) over (order by r.vt, r.msg_id) - r.bytes < {CLAIM_BYTES} as fits
              from (
                  select m.ctid as place, m.msg_id, m.vt, {BODY_BYTES} as bytes from {table} m
                  where m.headers ->> 'handler' = $1 and m.headers ->> 'eventVersion' = $2
-                   and m.vt >= timestamptz 'epoch' + $3 * interval '1 microsecond'
+                   and (m.vt, m.msg_id) > (timestamptz 'epoch' + $3 * interval '1 microsecond', $4)
                    and m.vt <= core.now()
                    and {LOSSES} = 0
                  order by m.vt, m.msg_id
-                 limit $4
+                 limit $5
                  for update skip locked
              ) r
          )
          delete from {table} q
          where q.ctid = any (array(select place from c where fits))
-         returning {returning}",
+         returning {returning}, q.vt",
         table = table(queue),
-        returning = returning("$5"),
+        returning = returning("$6"),
     );
     let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
-        .bind(&want.handler)
-        .bind(want.event_version.to_string())
-        .bind(want.not_before_micros)
-        .bind(want.slots)
+        .bind(handler)
+        .bind(event_version.to_string())
+        .bind(after.vt_micros)
+        .bind(after.msg_id)
+        .bind(limit)
         .bind(max_body_bytes)
         .fetch_all(&mut *connection)
         .await?;
     if !rows.is_empty() {
         sqlx::raw_sql(DELETED).execute(connection).await?;
     }
-    Ok(claims(rows))
+    let places = rows.iter().map(|row| Place {
+        vt_micros: time(row, 7),
+        msg_id: row.get(0),
+    });
+    let last = places.max().unwrap_or(after);
+    let Claims {
+        messages, is_cut, ..
+    } = claims(rows);
+    Ok((messages, is_cut, last))
+}
+
+/// A place in the order in which messages are claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    /// Microseconds since 1970.
+    pub(crate) vt_micros: i64,
+    pub(crate) msg_id: i64,
 }
 
 /// Makes the transaction ready for [`claim_by_deleting`].

@@ -67,6 +67,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     16 "0016_roles",
     17 "0017_letters_by_place",
     18 "0018_versions_in_plan",
+    19 "0019_paused_groups",
 ];
 
 /// The version that this build works with.

@@ -18,6 +18,7 @@ mod executor;
 mod horizon;
 mod lent;
 mod operate;
+mod pauses;
 mod replays;
 mod retire;
 mod roles;

@@ -67,6 +67,15 @@ const BODY_BYTES: &str =
     "case when pg_column_compression(m.message) is null then pg_column_size(m.message)
     else octet_length(m.message::text) end";
 
+/// That the group of the queue is not paused: looked up once a statement.
+fn is_open(queue: &str) -> String {
+    let table = table(queue);
+    let queue = table.trim_start_matches("pgmq.q_");
+    format!(
+        "not exists (select from core.groups g where g.queue_name = '{queue}' and g.paused_at is not null)"
+    )
+}
+
 /// Which messages a claim takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
@@ -86,7 +95,7 @@ pub(crate) async fn claim(
     lease: Duration,
     max_body_bytes: i32,
 ) -> sqlx::Result<Claims> {
-    let table = table(queue);
+    let (table, is_open) = (table(queue), is_open(queue));
     let candidates = match which {
         Which::Ordinary => format!(
             "select c.place, c.fits
@@ -103,13 +112,14 @@ pub(crate) async fn claim(
                      limit w.slots
                      for update skip locked
                  ) r
-             ) c"
+             ) c
+             where {is_open}"
         ),
         Which::Suspect => format!(
             "select m.ctid as place, true as fits
              from unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) as w (handler, version, slots, not_before)
              join {table} m on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
-             where {MAY_BE_SUSPECT} and {LOSSES} >= {SUSPECT_AFTER} and m.vt <= core.now()
+             where {MAY_BE_SUSPECT} and {LOSSES} >= {SUSPECT_AFTER} and m.vt <= core.now() and {is_open}
              order by m.msg_id limit 1
              for update of m skip locked"
         ),
@@ -200,7 +210,7 @@ pub(crate) async fn claim_by_deleting(
                  where m.headers ->> 'handler' = $1 and m.headers ->> 'eventVersion' = $2
                    and (m.vt, m.msg_id) > (timestamptz 'epoch' + $3 * interval '1 microsecond', $4)
                    and m.vt <= core.now()
-                   and {LOSSES} = 0
+                   and {LOSSES} = 0 and {is_open}
                  order by m.vt, m.msg_id
                  limit $5
                  for update skip locked
@@ -210,6 +220,7 @@ pub(crate) async fn claim_by_deleting(
          where q.ctid = any (array(select place from c where fits))
          returning {returning}, q.vt",
         table = table(queue),
+        is_open = is_open(queue),
         returning = returning("$6"),
     );
     let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
@@ -299,8 +310,10 @@ pub(crate) async fn has_due(
             "select exists (
                  select from {table} m
                  where m.headers ->> 'handler' = $1 and m.headers ->> 'eventVersion' = $2
-                   and m.vt >= timestamptz 'epoch' + $3 * interval '1 microsecond' and m.vt <= core.now())",
-            table = table(queue)
+                   and m.vt >= timestamptz 'epoch' + $3 * interval '1 microsecond' and m.vt <= core.now()
+                   and {is_open})",
+            table = table(queue),
+            is_open = is_open(queue),
         );
         return sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())
             .bind(&want.handler)
@@ -313,8 +326,10 @@ pub(crate) async fn has_due(
         "select exists (
              select from unnest($1::text[], $2::text[], $3::bigint[]) as w (handler, version, not_before)
              join {table} m on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
-                 and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond' and m.vt <= core.now())",
-        table = table(queue)
+                 and m.vt >= timestamptz 'epoch' + w.not_before * interval '1 microsecond' and m.vt <= core.now()
+             where {is_open})",
+        table = table(queue),
+        is_open = is_open(queue),
     );
     let (handlers, versions) = names(wants);
     let not_before: Vec<i64> = wants.iter().map(|want| want.not_before_micros).collect();
@@ -731,8 +746,9 @@ pub(crate) async fn has_suspect(
              select from {table} m
              join unnest($1::text[], $2::text[]) as w (handler, version)
                  on m.headers ->> 'handler' = w.handler and m.headers ->> 'eventVersion' = w.version
-             where {MAY_BE_SUSPECT} and {LOSSES} >= {SUSPECT_AFTER} and m.vt <= core.now())",
-        table = table(queue)
+             where {MAY_BE_SUSPECT} and {LOSSES} >= {SUSPECT_AFTER} and m.vt <= core.now() and {is_open})",
+        table = table(queue),
+        is_open = is_open(queue),
     );
     let (handlers, versions) = names(wants);
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())

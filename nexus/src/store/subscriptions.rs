@@ -305,6 +305,21 @@ pub(crate) async fn is_any_missing(
     .await
 }
 
+/// Pauses or resumes a group; false if it was that already.
+pub(crate) async fn set_paused(
+    connection: &mut PgConnection,
+    namespace: &str,
+    group: &str,
+    is_paused: bool,
+) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select core.set_paused($1, $2, $3)")
+        .bind(namespace)
+        .bind(group)
+        .bind(is_paused)
+        .fetch_one(connection)
+        .await
+}
+
 /// The queue of a group, if the group exists.
 pub(crate) async fn queue_of(
     connection: &mut PgConnection,

@@ -54,6 +54,7 @@ mod config;
 pub mod event;
 pub mod guide;
 pub mod handler;
+mod metrics;
 #[doc(hidden)]
 pub mod registry;
 mod retry;

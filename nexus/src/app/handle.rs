@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     client::{ANSWER, Client},
+    metrics,
     runtime::{Route, Running},
     store,
 };
@@ -84,6 +85,14 @@ impl Handle {
     #[must_use]
     pub fn stats(&self) -> Vec<HandlerStats> {
         stats(&self.running.routes)
+    }
+
+    /// What this node has counted, timed and holds, in the text format of Prometheus
+    /// (`text/plain; version=0.0.4`): for a route of yours that Prometheus scrapes. `docs/metrics.md` lists it.
+    /// Asks nothing of the database.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        metrics::text(&self.running.node, &self.running.routes)
     }
 
     /// Waits until no message is left for this node's handlers, waiting for a retry included, none of a

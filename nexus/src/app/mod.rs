@@ -42,9 +42,10 @@ use crate::{
     config::{Overrides, Pooler},
     event::EventDescriptor,
     handler::StateMap,
+    metrics::Counts,
     registry::{self, HandlerDescriptor, List, TaskDescriptor, Trigger, tick_event_type},
     retry::RetryPolicy,
-    runtime::{Counts, Points, Route},
+    runtime::{Points, Route},
 };
 
 use select::Filter;

@@ -1,7 +1,10 @@
 use std::{
     any::Any,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64},
+    },
 };
 
 use sqlx::{Connection, PgPool};
@@ -13,6 +16,7 @@ use crate::{
     client::{Bell, Client, ConnectError, Database, Limits},
     config::{Config, Environment, Pooler},
     handler::Shared,
+    metrics::Times,
     registry::LINK_ITS_CRATE,
     runtime::{self, Control, Node, Settings},
     store,
@@ -129,6 +133,8 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
         leases,
         batches: Arc::default(),
         trouble,
+        lateness: Times::default(),
+        clock_ahead: AtomicI64::new(0),
         points: app.points,
         stop,
         abort: CancellationToken::new(),

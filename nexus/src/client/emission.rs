@@ -115,7 +115,10 @@ impl<'a> IntoFuture for Emission<'a> {
                 Some(connection) => {
                     // How long to wait in a transaction of yours is your decision.
                     let stored = self.client.store_in(connection, &events, Duration::MAX);
-                    stored.await?.event_ids
+                    let stored = stored.await?;
+                    // What becomes of the transaction nobody tells.
+                    self.client.emitted().add_all(&events);
+                    stored.event_ids
                 }
                 None => self.client.store(events).await?,
             };

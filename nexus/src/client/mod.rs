@@ -61,6 +61,7 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use crate::{
     config::Pooler,
     event::{Cause, EncodeError, Event, Outgoing},
+    metrics::Emitted,
     store::{
         self, Failure,
         event_log::{self, Completion, Emitter, Plan, Statements, Stored},
@@ -91,6 +92,7 @@ struct Inner {
     plan: RwLock<Arc<Plan>>,
     statements: Statements,
     bell: Bell,
+    emitted: Emitted,
 }
 
 /// What a client holds events to.
@@ -195,6 +197,7 @@ impl Client {
                 plan: RwLock::new(Arc::new(Plan::never_in_force())),
                 statements: Statements::default(),
                 bell,
+                emitted: Emitted::default(),
             }),
         }
     }
@@ -358,6 +361,11 @@ impl Client {
         events.into_iter().try_for_each(|event| event.check(limit))
     }
 
+    /// What was stored, for the metrics.
+    pub(crate) fn emitted(&self) -> &Emitted {
+        &self.inner.emitted
+    }
+
     /// Wakes the workers of these queues, here and in other processes.
     pub(crate) fn wake(&self, queues: impl IntoIterator<Item = String>) {
         self.inner.bell.ring(queues);
@@ -387,6 +395,7 @@ impl Client {
                 other => break other?,
             }
         };
+        self.emitted().add_all(&events);
         self.wake(stored.queues);
         Ok(stored.event_ids)
     }

@@ -172,6 +172,7 @@ impl Tx {
         store::answered_within(ANSWER, self.commit_only())
             .await
             .map_err(super::not_committed)?;
+        client.emitted().add_all(&outgoing);
         client.wake(receipt.queues);
         Ok(())
     }

@@ -1,21 +1,27 @@
 //! Runs a handler for one message, or for a batch, and decides how the attempt ends.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
 
 use super::{
-    Node, Route, add,
+    Node, Route,
     lease::Lease,
     points::Point,
     settle::{Failed, Settler, Verdict},
     supervise::panic_text,
+    worker::Counted,
 };
 use crate::{
     client::{self, CAUSE, EmitError, NOT_WHOLE, Tx},
     event::{Cause, EnvelopeMeta, Outgoing, PastError},
     handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
+    metrics::add,
     store::{
         self, Blame, Failure,
         event_log::{Completion, Stored},
@@ -83,6 +89,8 @@ pub(crate) async fn run(
     settler: &Settler,
     messages: Vec<Message>,
 ) {
+    note_waits(node, route, &messages);
+    let _running = Counted::new(&route.counts.running, messages.len());
     let run = AssertUnwindSafe(run_to_verdicts(node, route, settler, messages));
     if let Err(panic) = run.catch_unwind().await {
         tracing::error!(
@@ -90,6 +98,22 @@ pub(crate) async fn run(
             panic = panic_text(&*panic),
             "an attempt panicked outside of its handler, its messages come back when their leases end; this is an error in nexus, please report it"
         );
+    }
+}
+
+/// Notes how long events have waited for their first attempt, by the clock of the database. One that was redriven or
+/// replayed has waited for somebody.
+pub(super) fn note_waits(node: &Node, route: &Route, messages: &[Message]) {
+    let ahead = node.clock_ahead.load(Ordering::Relaxed);
+    let now = Timestamp::now().as_microsecond().saturating_add(ahead);
+    for meta in messages.iter().map(|message| &message.delivery.meta) {
+        let headers = &meta.headers;
+        let is_first = headers.attempts == 0 && headers.redriven == 0 && headers.replay.is_none();
+        let waited = now.saturating_sub(meta.emitted_at().as_microsecond());
+        if is_first {
+            let waited = u64::try_from(waited).unwrap_or_default();
+            route.counts.wait.took(Duration::from_micros(waited));
+        }
     }
 }
 
@@ -402,6 +426,7 @@ pub(super) async fn invoke(
     let call = Arc::clone(&node.points).handling(route, call);
     let mut handler = Box::pin(CAUSE.scope(cause.clone(), call));
     let lost = lost_of(messages);
+    let begun_at = Instant::now();
     let result = tokio::select! {
         result = tokio::time::timeout(route.timeout, handler.as_mut()) => Ok(match result {
             Ok(Ok(result)) => result,
@@ -414,6 +439,7 @@ pub(super) async fn invoke(
         }
         () = node.abort.cancelled() => Err(End::Aborted),
     };
+    route.counts.attempt.took(begun_at.elapsed());
     // What the handler holds may panic when it is dropped half-way.
     let dropped = std::panic::catch_unwind(AssertUnwindSafe(|| drop(handler)));
     let result = match (result, dropped) {
@@ -588,11 +614,7 @@ async fn commit(
             return End::CommittedByHand;
         }
         Ok(Some(Stored { completed, .. })) => {
-            let is_ours = queue::is_marked(&mut tx).await;
             roll_back(tx).await;
-            if let Ok(false) = is_ours {
-                return End::CommittedByHand;
-            }
             return End::Stolen(
                 msg_ids
                     .into_iter()
@@ -639,6 +661,7 @@ async fn commit(
     };
     match committed {
         Ok(()) => {
+            node.client.emitted().add_all(emits);
             node.client.wake(queues);
             End::Committed
         }
@@ -658,8 +681,7 @@ async fn commit(
 }
 
 /// Stores completion and events in the handler's transaction, by as many statements as it takes. The
-/// first one completes: no event is stored in a transaction that the handler has ended itself. `None` says that it
-/// has, where there is nothing to complete.
+/// first one completes: no event is stored in a transaction that the handler has ended itself, which `None` says.
 async fn store_in(
     node: &Node,
     tx: &mut Tx,
@@ -683,7 +705,8 @@ async fn store_in(
             stored.completed = completed.await.map_err(append)?;
         }
         if stored.completed.len() < msg_ids.len() {
-            return Ok(Some(stored));
+            let is_ended = matches!(queue::is_marked(tx).await, Ok(false));
+            return Ok((!is_ended).then_some(stored));
         }
     } else if !queue::is_marked(tx).await.map_err(append)? {
         return Ok(None);

@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::{
-    Node, Route, add,
+    Node, Route,
     attempt::{self, COMMITTED_BY_HAND, End, Message},
     lease::Lease,
     worker::{Counted, MOST_BYTES},
@@ -31,6 +31,7 @@ use crate::{
     client::ANSWER,
     event::Headers,
     handler::Delivery,
+    metrics::add,
     store::{
         self,
         queue::{self, Claimed, Place},
@@ -152,11 +153,14 @@ impl Backlog {
             attempt::roll_back(tx).await;
             return Batch::RolledBack;
         };
+        add(&route.counts.claimed, messages.len());
+        attempt::note_waits(node, route, &messages);
+        let running = Counted::new(&route.counts.running, messages.len());
         let is_last = claimed.len() < node.settings.batch_size && !is_cut;
         let size = messages.iter().map(|m| m.delivery.payload.len()).sum();
         let weight = Counted::new(&self.bytes, size);
         let end = attempt::call_in(node, route, tx, &messages).await;
-        drop(weight);
+        drop((weight, running));
         match end {
             End::Committed => {
                 add(&route.counts.completed, messages.len());

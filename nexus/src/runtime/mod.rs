@@ -39,7 +39,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize},
     },
     time::Duration,
 };
@@ -56,6 +56,7 @@ use crate::{
     client::{Client, Lender, Lent},
     config::Pooler,
     handler::Shared,
+    metrics::{Counts, Times, add},
     registry::{HandlerDescriptor, Trigger},
     retry::RetryPolicy,
     store::{self, maintenance, nodes},
@@ -94,20 +95,6 @@ impl Route {
     }
 }
 
-/// What became of a handler's attempts since the node started.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) completed: AtomicU64,
-    pub(crate) retried: AtomicU64,
-    pub(crate) snoozed: AtomicU64,
-    pub(crate) dead_lettered: AtomicU64,
-    pub(crate) lost: AtomicU64,
-}
-
-pub(crate) fn add(counter: &AtomicU64, count: usize) {
-    counter.fetch_add(count as u64, Ordering::Relaxed);
-}
-
 /// How a node runs; the app's settings with all defaults filled in.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -144,6 +131,10 @@ pub(crate) struct Node {
     /// How many batches are under way that were claimed by deleting, for which no lease is held.
     pub(crate) batches: Arc<AtomicUsize>,
     pub(crate) trouble: Trouble,
+    /// How late ticks were fired.
+    pub(crate) lateness: Times,
+    /// How far the clock of the database is ahead of this machine's, in microseconds.
+    pub(crate) clock_ahead: AtomicI64,
     /// Where the test kit looks on.
     pub(crate) points: Arc<Points>,
     /// No new work is taken; what runs goes on.

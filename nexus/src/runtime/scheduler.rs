@@ -149,6 +149,12 @@ async fn fire_due(node: &Node, together: Together) -> sqlx::Result<Round> {
         if !fired.is_empty() {
             node.points.reach(Point::AfterTick, is_of).await?;
         }
+        for task in due.iter().filter(|task| fired.contains(&task.task_id)) {
+            let late = task.at.map(|at| task.now.duration_since(at));
+            if let Some(late) = late.and_then(|late| late.try_into().ok()) {
+                node.lateness.took(late);
+            }
+        }
         node.client.wake(queues);
         // There may be more, or a task that was behind is due again.
         return Ok(Round {

@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// Why a message is given up whose leases ended again and again without a verdict.
+pub(crate) const ABANDONED: &str = "Abandoned";
+
 /// How an attempt ends.
 #[derive(Debug)]
 pub(crate) enum Verdict {
@@ -321,6 +324,7 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
             done: (completed, queues),
             repeated,
         })) => {
+            node.client.emitted().add_all(events);
             node.client.wake(queues);
             for settlement in settlements {
                 let counts = &settlement.route.counts;
@@ -476,6 +480,9 @@ async fn dead_letter(node: &Node, queue: &str, settlement: Settlement) {
                 "dead-lettered: {reason}"
             );
             add(&settlement.route.counts.dead_lettered, 1);
+            if *reason == ABANDONED {
+                add(&settlement.route.counts.abandoned, 1);
+            }
         }
         Ok(Some(Done { repeated, .. })) => report_lost(queue, &settlement, repeated),
         Ok(None) => {}

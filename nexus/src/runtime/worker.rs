@@ -14,6 +14,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use jiff::Timestamp;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, mpsc};
 
@@ -21,13 +22,14 @@ use super::{
     Node, Route,
     attempt::{self, Message},
     backlog::{self, Backlog},
-    settle::{Failed, Settler, Verdict},
+    settle::{ABANDONED, Failed, Settler, Verdict},
 };
 use crate::{
     client::{begin_if_pooled, commit_if_pooled},
     config::Pooler,
     event::Headers,
     handler::Delivery,
+    metrics::add,
     store::{
         self,
         queue::{self, Claimed, Claims, Want, Which},
@@ -734,6 +736,10 @@ impl Intake {
             sent_at,
             ..
         } = claim;
+        if claims.at_micros > 0 {
+            let ahead = claims.at_micros - Timestamp::now().as_microsecond();
+            self.node.clock_ahead.store(ahead, Ordering::Relaxed);
+        }
         let mut counts = vec![0_usize; lanes.len()];
         let mut newest = vec![i64::MIN; lanes.len()];
         for claimed in claims.messages {
@@ -799,6 +805,7 @@ impl Intake {
             return None;
         };
         let route = &lanes[index].route;
+        add(&route.counts.claimed, 1);
         let refuse = |reason: &'static str, error: String, attempts: u32, errors| {
             let failed = Failed { attempts, errors };
             self.settler.settle(
@@ -829,7 +836,7 @@ impl Intake {
                 "the lease ended {} times without a verdict: the handler may be killing its process, or running longer than its lease can be extended",
                 headers.abandoned
             );
-            return refuse("Abandoned", error, attempts, errors);
+            return refuse(ABANDONED, error, attempts, errors);
         }
         let Some(body) = claimed.body else {
             let error = format!(

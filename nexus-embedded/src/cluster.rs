@@ -65,6 +65,14 @@ pub(crate) fn open(options: &Options) -> Result<Server, Error> {
     })
 }
 
+pub(crate) fn open_made(options: &Options) -> Result<Option<Server>, Error> {
+    let binaries = discovery::find(options)?;
+    if !Place::is_made(options, binaries.major)? {
+        return Ok(None);
+    }
+    open(options).map(Some)
+}
+
 /// Tells the watcher that this process uses the server. The name says it all, so that it is
 /// complete at once and cannot be mistaken for that of a later process with the same pid.
 fn register(place: &Place) -> Result<Registration, Error> {

@@ -46,19 +46,25 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Whether the cluster of `options` has been made. Makes nothing, unless it is one for tests.
+    pub(crate) fn is_made(options: &Options, major: u32) -> Result<bool, Error> {
+        let uid = account::own_uid()?;
+        let name = name(options, major);
+        let base = match (chosen_base(options), options.profile) {
+            (Some(folder), _) => folder,
+            (None, Profile::Dev) => dev_base(uid)?,
+            (None, Profile::Test) => usual_base(options.profile, uid, &name)?,
+        };
+        // It gets this name once it is complete.
+        Ok(base.join(name).join("data").exists())
+    }
+
     /// Decides where the cluster of `options` lives, and creates the folder if it is missing.
     pub(crate) fn locate(options: &Options, major: u32) -> Result<Self, Error> {
         let uid = account::own_uid()?;
         let account = account::server_account(uid)?;
-        let name = match options.profile {
-            Profile::Dev => major.to_string(),
-            Profile::Test => format!("{major}-test"),
-        };
-        let chosen = options.data_folder.clone().or_else(|| {
-            env::var_os("NEXUS_PG_DATA")
-                .filter(|folder| !folder.is_empty())
-                .map(PathBuf::from)
-        });
+        let name = name(options, major);
+        let chosen = chosen_base(options);
         let base = match &chosen {
             Some(folder) => std::path::absolute(folder)
                 .map_err(Error::io(format!("find {}", folder.display())))?,
@@ -176,14 +182,43 @@ impl Place {
     }
 }
 
-/// Where clusters live when nobody says otherwise.
+fn name(options: &Options, major: u32) -> String {
+    match options.profile {
+        Profile::Dev => major.to_string(),
+        Profile::Test => format!("{major}-test"),
+    }
+}
+
+/// Where clusters are to live, if somebody says so.
+fn chosen_base(options: &Options) -> Option<PathBuf> {
+    options.data_folder.clone().or_else(|| {
+        env::var_os("NEXUS_PG_DATA")
+            .filter(|folder| !folder.is_empty())
+            .map(PathBuf::from)
+    })
+}
+
+/// Where those of running programs live otherwise.
+fn dev_base(uid: u32) -> Result<PathBuf, Error> {
+    let project = project()?;
+    Ok(if uid == 0 {
+        Path::new("/var/tmp/nexus-0").join(fingerprint(&project))
+    } else {
+        project.join(".nexus").join("pg")
+    })
+}
+
+/// Where clusters live when nobody says otherwise. Makes the folder around it.
 fn usual_base(profile: Profile, uid: u32, name: &str) -> Result<PathBuf, Error> {
     let private_in = |parent: &str| {
         let folder = Path::new(parent).join(format!("nexus-{uid}"));
         own_folder(&folder, uid).map(|()| folder)
     };
     match profile {
-        Profile::Dev if uid == 0 => Ok(private_in("/var/tmp")?.join(fingerprint(&project()?))),
+        Profile::Dev if uid == 0 => {
+            private_in("/var/tmp")?;
+            dev_base(uid)
+        }
         Profile::Dev => {
             let folder = project()?.join(".nexus");
             create(&folder, 0o755)?;
@@ -192,7 +227,7 @@ fn usual_base(profile: Profile, uid: u32, name: &str) -> Result<PathBuf, Error> 
                 fs::write(&ignore, "*\n")
                     .map_err(Error::io(format!("write {}", ignore.display())))?;
             }
-            Ok(folder.join("pg"))
+            dev_base(uid)
         }
         Profile::Test => {
             // A cluster that is there stays in use when less is free, or there would be a second one.

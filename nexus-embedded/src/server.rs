@@ -57,6 +57,22 @@ impl Server {
         }
     }
 
+    /// As [`start`](Self::start), if there is a cluster already; `None` if there is not. For programs that only
+    /// look.
+    ///
+    /// # Errors
+    ///
+    /// As of [`start`](Self::start).
+    pub fn start_existing(options: &Options) -> Result<Option<Self>, Error> {
+        #[cfg(unix)]
+        return crate::cluster::open_made(options);
+        #[cfg(not(unix))]
+        {
+            let _ = options;
+            Err(Error::Unsupported)
+        }
+    }
+
     /// The connection string of one of its databases, such as [`DEFAULT_DATABASE`] or `postgres`.
     ///
     /// The database need not exist yet. The string says everything that matters (role, socket,

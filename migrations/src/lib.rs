@@ -279,6 +279,35 @@ pub async fn verify(connection: &mut PgConnection) -> Result<(), MigrateError> {
     Ok(())
 }
 
+/// Every step, oldest first, and when it was applied to this database, in microseconds since 1970; `None` if it
+/// has not been. Changes nothing.
+///
+/// # Errors
+///
+/// [`MigrateError`]: the schema is newer than this build, or not its own, or may not be read.
+pub async fn history(
+    connection: &mut PgConnection,
+) -> Result<Vec<(&'static Migration, Option<i64>)>, MigrateError> {
+    check_server(connection).await?;
+    let applied: Vec<(i32, i64)> = if current_version(connection).await? == 0 {
+        Vec::new()
+    } else {
+        sqlx::query_as(
+            "select version, (extract(epoch from applied_at) * 1000000)::bigint from core.schema_migrations",
+        )
+        .fetch_all(connection)
+        .await
+        .map_err(failed(READ))?
+    };
+    Ok(MIGRATIONS
+        .iter()
+        .map(|step| {
+            let at = applied.iter().find(|(version, _)| *version == step.version);
+            (step, at.map(|(_, at)| *at))
+        })
+        .collect())
+}
+
 async fn old_schema(
     connection: &mut PgConnection,
     found: i32,

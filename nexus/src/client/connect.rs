@@ -4,13 +4,17 @@ use std::{
 };
 
 use crate::config;
+use jiff::Timestamp;
 use nexus_migrations::MigrateError;
 use sqlx::{
     Connection, Executor, PgConnection, PgPool, Row,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::lent::{self, Doubt};
+use super::{
+    lent::{self, Doubt},
+    schedules::names,
+};
 use crate::{
     config::{DEFAULT_CONNECT_TIMEOUT, Pooler},
     store,
@@ -26,6 +30,45 @@ pub struct Database {
     pool_size: u32,
     pooler: Pooler,
     doubt: Doubt,
+}
+
+/// The migrations of a build, and which of them a database has.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SchemaStatus {
+    /// Every migration of this build, oldest first.
+    pub steps: Vec<SchemaStep>,
+}
+
+impl SchemaStatus {
+    /// The version that the database has; 0 if there is no schema.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        let applied = self.steps.iter().rev();
+        applied
+            .filter(|step| step.applied_at.is_some())
+            .map(|step| step.version)
+            .next()
+            .unwrap_or(0)
+    }
+
+    /// The version that this build needs.
+    #[must_use]
+    pub fn needed(&self) -> u32 {
+        self.steps.last().map_or(0, |step| step.version)
+    }
+}
+
+/// A migration.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SchemaStep {
+    /// Counts from 1.
+    pub version: u32,
+    /// What it brings.
+    pub name: &'static str,
+    /// When it was applied; `None` if it has not been.
+    pub applied_at: Option<Timestamp>,
 }
 
 /// Why the database cannot be used.
@@ -92,6 +135,14 @@ pub enum ConnectError {
     /// The schema is not what this build needs; [`MigrateError`] says what to do.
     #[error(transparent)]
     Schema(MigrateError),
+    /// The namespace is not there: no app has been started in it, nor a client connected to it.
+    #[error("there is no namespace `{namespace}` in this database; it has {}", names(.known))]
+    UnknownNamespace {
+        /// The namespace.
+        namespace: String,
+        /// The namespaces that there are, as far as the role may know.
+        known: Vec<String>,
+    },
     /// The namespace cannot be used, most often because of its name.
     #[error("could not use namespace `{namespace}`: {cause}")]
     Namespace {
@@ -195,6 +246,53 @@ impl Database {
         Box::pin(nexus_migrations::up(&self.options))
             .await
             .map(drop)
+            .map_err(ConnectError::Schema)
+    }
+
+    /// Which migrations have been applied, and which this build has. Changes nothing, and also answers for a
+    /// database that has none.
+    ///
+    /// # Errors
+    ///
+    /// There is no connection, or [`ConnectError::Schema`]: the schema is newer than this build, was made by
+    /// another program, or may not be read.
+    pub async fn schema(&self) -> Result<SchemaStatus, ConnectError> {
+        self.reach().await?;
+        let asked = async {
+            let mut connection = PgConnection::connect_with(&self.options).await?;
+            let history = nexus_migrations::history(&mut connection).await;
+            let _ = connection.close().await;
+            Ok(history)
+        };
+        let history = store::answered_within(lent::ANSWER, asked)
+            .await
+            .map_err(|cause| self.unusable(cause))?
+            .map_err(ConnectError::Schema)?;
+        let steps = history.into_iter().map(|(step, applied)| SchemaStep {
+            version: step.version.unsigned_abs(),
+            name: step.name,
+            applied_at: applied.map(store::timestamp),
+        });
+        Ok(SchemaStatus {
+            steps: steps.collect(),
+        })
+    }
+
+    /// Takes the schema back to `version`; 0 removes it, with the log, the queues and all that is in them.
+    /// Schema `pgmq` stays. Returns how many migrations were taken back. No app may be running.
+    ///
+    /// # Errors
+    ///
+    /// As of [`migrate`](Self::migrate); the migrations before the one that failed stay taken back.
+    pub async fn migrate_down(&self, version: u32) -> Result<usize, ConnectError> {
+        self.reach().await?;
+        if self.pooler == Pooler::Transaction {
+            return Err(self.migrates_pooled(None));
+        }
+        self.refuse_hidden_pooler().await?;
+        let version = i32::try_from(version).unwrap_or(i32::MAX);
+        Box::pin(nexus_migrations::down(&self.options, version))
+            .await
             .map_err(ConnectError::Schema)
     }
 
@@ -409,7 +507,8 @@ impl Database {
     }
 
     /// Host, port and database, without the password.
-    pub(crate) fn target(&self) -> String {
+    #[must_use]
+    pub fn target(&self) -> String {
         let database = self
             .options
             .get_database()

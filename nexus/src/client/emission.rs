@@ -86,6 +86,12 @@ impl<'a> Emission<'a> {
         self.with(|outgoing| outgoing.correlation_id = Some(id))
     }
 
+    /// The entity that the event is about, for [`Client::emit_json`]; default none. Typed events have theirs.
+    pub fn event_key(self, key: impl Into<String>) -> Self {
+        let key = key.into();
+        self.with(|outgoing| outgoing.key = Some(key))
+    }
+
     /// Passes a W3C trace context on to the handlers: a text of the form
     /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`; another is an error. Default: inherited
     /// from the event being handled.

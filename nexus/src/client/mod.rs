@@ -2,6 +2,9 @@
 //!
 //! - [`Client`] emits events, in a transaction of its own or in yours, and cancels delayed ones.
 //! - [`DeadLetter`] is what the client lists, redrives and purges, [`DeadLetterFilter`] says which.
+//! - [`LoggedEvent`], [`Delivery`], [`Group`] and [`Node`] are what the client shows of events, of what became of
+//!   them, of what waits, and of who runs.
+//! - [`DeclaredType`] is what apps say that an event type is; payloads without a Rust type are held to it.
 //! - [`Tx`] is a transaction with emits in it.
 //! - [`Retired`] is what becomes of a subscription that no build declares.
 //! - [`Replay`] delivers events of the log once more.
@@ -11,12 +14,17 @@
 
 mod connect;
 mod dead_letters;
+mod declared;
 mod delayed;
+mod deliveries;
 mod emission;
 mod error;
 mod executor;
+mod groups;
 mod horizon;
 mod lent;
+mod log;
+mod nodes;
 mod operate;
 mod pauses;
 mod replays;
@@ -27,20 +35,25 @@ mod tx;
 mod url;
 mod wake;
 
-pub use connect::{ConnectError, Database};
+pub use connect::{ConnectError, Database, SchemaStatus, SchemaStep};
 pub use dead_letters::{
     DeadLetter, DeadLetterCause, DeadLetterCursor, DeadLetterFilter, DeadLetters, EditError,
     EditedRedrive, InvalidCursor, LeftLetters, LeftWhy, PastRedrive, PayloadProblems, Purge,
     Purged, Redrive, Redriven, RedrivenHandler,
 };
+pub use declared::{DeclaredType, PayloadError};
 pub use delayed::DelayedEvent;
+pub use deliveries::{Delivery, DeliveryState};
 pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::EmitError;
+pub use groups::{Depth, Group, GroupHandler};
 pub use horizon::XminHolder;
 pub(crate) use lent::{
     ANSWER, Doubt, Lender, Lent, begin_if_pooled, commit_if_pooled, roll_back_if_pooled,
     takes_no_writes,
 };
+pub use log::{EventTail, Events, LoggedEvent};
+pub use nodes::{Node, NodeHandler};
 pub use operate::{OperateError, Subscription};
 pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus};
 pub use retire::{Leftovers, RetireError, Retired};
@@ -165,19 +178,49 @@ impl Client {
                 namespace: namespace.to_owned(),
                 cause,
             })?;
+        Ok(Self::of_no_app(database, pool, namespace))
+    }
+
+    /// A client for a program that looks after a namespace which is there already: it creates nothing. In
+    /// all else as [`connect`](Self::connect).
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::UnknownNamespace`], or as of [`connect`](Self::connect).
+    pub async fn attach(database: &Database, namespace: &str) -> Result<Self, ConnectError> {
+        database.reach().await?;
+        database.refuse_hidden_pooler().await?;
+        let pool = database.client_pool().await?;
+        database.verify(&pool).await?;
+        let listed = async {
+            let mut lent = database.lend(&pool).await?;
+            let known = store::subscriptions::namespaces(&mut lent).await?;
+            lent.give_back().await?;
+            Ok(known)
+        };
+        let known = store::answered_within(ANSWER, listed)
+            .await
+            .map_err(|cause| ConnectError::Namespace {
+                namespace: namespace.to_owned(),
+                cause,
+            })?;
+        if !known.iter().any(|known| known == namespace) {
+            return Err(ConnectError::UnknownNamespace {
+                namespace: namespace.to_owned(),
+                known,
+            });
+        }
+        Ok(Self::of_no_app(database, pool, namespace))
+    }
+
+    fn of_no_app(database: &Database, pool: PgPool, namespace: &str) -> Self {
         let bell = Bell::start(database, namespace);
         let producer = format!(
             "client-{}",
             &uuid::Uuid::new_v4().simple().to_string()[..12]
         );
-        Ok(Self::new(
-            database,
-            pool,
-            namespace,
-            &producer,
-            Limits::default(),
-            bell,
-        ))
+        let limits = Limits::default();
+        Self::new(database, pool, namespace, &producer, limits, bell)
     }
 
     pub(crate) fn new(

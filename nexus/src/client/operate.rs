@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::{Client, lent::ANSWER, schedules::names};
 use crate::{
     event::check_name,
-    store::{self, subscriptions},
+    store::{self, scheduled_tasks, subscriptions},
 };
 
 /// Why a request could not be answered.
@@ -127,6 +129,21 @@ impl Client {
             Ok(found)
         };
         self.asked(doing, listed).await
+    }
+
+    /// The time by the clock of the database, which every time here is told by.
+    ///
+    /// # Errors
+    ///
+    /// The database could not be asked.
+    pub async fn database_time(&self) -> Result<Timestamp, OperateError> {
+        let asked = async {
+            let mut connection = self.lend().await?;
+            let now = scheduled_tasks::now(&mut connection).await?;
+            connection.give_back().await?;
+            Ok(now)
+        };
+        self.asked("ask for the time", asked).await
     }
 
     pub(super) async fn queue_of(&self, group: &str) -> Result<String, OperateError> {

@@ -490,18 +490,7 @@ impl Client {
                     self.inner.limits.payload_bytes,
                 )?)
             })
-            .map(|payload| Outgoing {
-                event_type,
-                event_version: 1,
-                payload,
-                key: None,
-                idempotency_key: None,
-                correlation_id: None,
-                causation_id: None,
-                traceparent: None,
-                tracestate: None,
-                delay: None,
-            });
+            .map(|payload| Outgoing::of_json(event_type, 1, payload));
         self.scheduling(name, expression, event)
     }
 

@@ -64,6 +64,22 @@ impl Outgoing {
         Ok(outgoing)
     }
 
+    /// An event of a type that the program has no Rust type for.
+    pub(crate) fn of_json(event_type: String, event_version: u32, payload: String) -> Self {
+        Self {
+            event_type,
+            event_version,
+            payload,
+            key: None,
+            idempotency_key: None,
+            correlation_id: None,
+            causation_id: None,
+            traceparent: None,
+            tracestate: None,
+            delay: None,
+        }
+    }
+
     /// Refuses what the server would refuse, which would abort the transaction it is sent with.
     pub(crate) fn check(&self, limit: usize) -> Result<(), EncodeError> {
         let event_type = || self.event_type.clone();

@@ -4,6 +4,7 @@
 //! - [`delayed_emits`]: what is emitted later.
 //! - [`queue`]: claim, extend, and the verdicts that end an attempt.
 //! - [`dead_letters`]: list, count, redrive, purge.
+//! - [`logged_events`], [`deliveries`], [`depths`]: the log, what became of its events, how much waits.
 //! - [`nodes`], [`subscriptions`], [`scheduled_tasks`]: what the app registers.
 //! - [`renames`]: handlers that had another name before.
 //! - [`replays`]: events of the log that are delivered once more.
@@ -19,8 +20,11 @@
 
 pub(crate) mod dead_letters;
 pub(crate) mod delayed_emits;
+pub(crate) mod deliveries;
+pub(crate) mod depths;
 pub(crate) mod event_log;
 pub(crate) mod horizon;
+pub(crate) mod logged_events;
 pub(crate) mod maintenance;
 pub(crate) mod nodes;
 pub(crate) mod notify;

@@ -1,9 +1,11 @@
 //! Nodes and builds: who runs which version of which app.
 
+use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, SqlSafeStr, types::Json};
 
-use super::JsonText;
+use super::{JsonText, timestamp};
 
 /// A node as it registers.
 #[derive(Debug, Clone)]
@@ -294,4 +296,60 @@ mod tests {
         let beat = beat(&mut connection, "a", second).await.unwrap();
         assert_eq!(beat, Beat::Alive);
     }
+}
+
+/// A node that is or was there.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) id: String,
+    pub(crate) app: String,
+    pub(crate) build_id: String,
+    pub(crate) program: String,
+    pub(crate) display_name: Option<String>,
+    pub(crate) registered_at: Timestamp,
+    pub(crate) last_heartbeat: Timestamp,
+    pub(crate) is_live: bool,
+    pub(crate) handlers: Vec<Runnable>,
+}
+
+/// What a node says that it can run.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Runnable {
+    pub(crate) group: String,
+    pub(crate) handler: String,
+    pub(crate) event_type: String,
+    pub(crate) event_version: u32,
+}
+
+/// The nodes of a namespace.
+pub(crate) async fn list(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<Listed>> {
+    let rows = sqlx::query(
+        "select node_id, coalesce(app, ''), coalesce(build_id, ''), coalesce(program, ''), display_name,
+                (extract(epoch from registered_at) * 1000000)::bigint,
+                (extract(epoch from last_heartbeat) * 1000000)::bigint,
+                core.is_live(last_heartbeat), handlers
+         from core.nodes where namespace = $1 order by app, node_id",
+    )
+    .bind(namespace)
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Listed {
+                id: row.get(0),
+                app: row.get(1),
+                build_id: row.get(2),
+                program: row.get(3),
+                display_name: row.get(4),
+                registered_at: timestamp(row.get(5)),
+                last_heartbeat: timestamp(row.get(6)),
+                is_live: row.get(7),
+                handlers: row.try_get::<Json<Vec<Runnable>>, _>(8)?.0,
+            })
+        })
+        .collect()
 }

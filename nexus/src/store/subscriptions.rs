@@ -1,9 +1,10 @@
 //! Groups, event types and subscriptions: what an app declares.
 
+use jiff::Timestamp;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
+use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr, types::Json};
 
-use super::{JsonText, table};
+use super::{JsonText, table, timestamp};
 
 /// Creates the group's queues if they are missing and returns the queue's name.
 pub(crate) async fn ensure_group(
@@ -239,6 +240,17 @@ pub(crate) async fn groups(
         .await
 }
 
+/// The groups of a namespace and their queues.
+pub(crate) async fn groups_with_queues(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<(String, String)>> {
+    sqlx::query_as("select group_name, queue_name from core.groups where namespace = $1 order by 1")
+        .bind(namespace)
+        .fetch_all(connection)
+        .await
+}
+
 /// Counting stops here.
 pub(crate) const MOST_COUNTED: i64 = 100_000;
 
@@ -333,4 +345,51 @@ pub(crate) async fn queue_of(
     .bind(group)
     .fetch_optional(connection)
     .await
+}
+
+/// The namespaces that there are.
+pub(crate) async fn namespaces(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar("select namespace from core.namespaces order by 1")
+        .fetch_all(connection)
+        .await
+}
+
+/// What an app says that an event type is.
+#[derive(Debug)]
+pub(crate) struct DeclaredRow {
+    pub(crate) event_type: String,
+    pub(crate) version: i32,
+    pub(crate) app: String,
+    pub(crate) schema: Value,
+    pub(crate) registered_at: Timestamp,
+}
+
+/// What the apps of the namespace say their event types are, or that one of them is: by type, newest version
+/// first, latest declaration first.
+pub(crate) async fn declared(
+    connection: &mut PgConnection,
+    namespace: &str,
+    event_type: Option<&str>,
+) -> sqlx::Result<Vec<DeclaredRow>> {
+    let rows = sqlx::query(
+        "select event_type, version, app, schema, (extract(epoch from registered_at) * 1000000)::bigint
+         from core.event_types
+         where namespace = $1 and ($2::text is null or event_type = $2)
+         order by event_type, version desc, registered_at desc, app",
+    )
+    .bind(namespace)
+    .bind(event_type)
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(DeclaredRow {
+                event_type: row.get(0),
+                version: row.get(1),
+                app: row.get(2),
+                schema: row.try_get::<Json<_>, _>(3)?.0,
+                registered_at: timestamp(row.get(4)),
+            })
+        })
+        .collect()
 }

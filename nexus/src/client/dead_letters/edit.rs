@@ -18,6 +18,10 @@ use crate::{
 pub struct PayloadProblems(Vec<PayloadProblem>);
 
 impl PayloadProblems {
+    pub(in crate::client) fn new(problems: Vec<PayloadProblem>) -> Self {
+        Self(problems)
+    }
+
     /// One by one.
     pub fn iter(&self) -> impl Iterator<Item = &PayloadProblem> {
         self.0.iter()

@@ -1,4 +1,4 @@
-use std::future::IntoFuture;
+use std::{fmt, future::IntoFuture};
 
 use futures_util::future::BoxFuture;
 
@@ -22,15 +22,33 @@ pub struct Purged {
 /// They are deleted in batches of up to 500, each by a statement of its own. Dropped while it is
 /// awaited, some batches are gone and the others not.
 #[must_use = "a purge does nothing until it is awaited"]
-#[derive(Debug)]
 pub struct Purge<'a> {
     client: &'a Client,
     group: &'a str,
     filter: DeadLetterFilter,
     is_dry: bool,
+    progress: Option<Progress<'a>>,
 }
 
-impl Purge<'_> {
+type Progress<'a> = Box<dyn FnMut(Purged) + Send + 'a>;
+
+impl fmt::Debug for Purge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Purge")
+            .field("group", &self.group)
+            .field("filter", &self.filter)
+            .field("is_dry", &self.is_dry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Purge<'a> {
+    /// Is told after each batch how many are gone so far.
+    pub fn on_progress(mut self, told: impl FnMut(Purged) + Send + 'a) -> Self {
+        self.progress = Some(Box::new(told));
+        self
+    }
+
     /// Only tells what would be done, and changes nothing.
     pub fn dry_run(self) -> Self {
         Self {
@@ -53,6 +71,7 @@ impl<'a> IntoFuture for Purge<'a> {
                 group,
                 filter,
                 is_dry,
+                mut progress,
             } = self;
             let namespace = client.namespace();
             let queue = client.queue_of(group).await?;
@@ -88,6 +107,9 @@ impl<'a> IntoFuture for Purge<'a> {
                                 .await
                                 .map_err(interrupted(DOING, letters))?;
                             letters += batch.unsigned_abs();
+                            if let Some(progress) = &mut progress {
+                                progress(Purged { letters });
+                            }
                         }
                         Err(error) => again
                             .after(error, client, &mut connection)
@@ -140,6 +162,7 @@ impl Client {
             group,
             filter: which.into(),
             is_dry: false,
+            progress: None,
         }
     }
 }

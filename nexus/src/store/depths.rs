@@ -68,7 +68,12 @@ pub(crate) async fn of_handler(
              from v where v.version is not null
          )
          select (select count(*) from (
-                     select from name n join {table} m on m.headers ->> 'handler' = n.name limit $2 + 1) counted),
+                     select from name n
+                     cross join lateral (
+                         -- In the order of the index, so that nothing else is cheaper.
+                         select from {table} m where m.headers ->> 'handler' = n.name
+                         order by m.headers ->> 'eventVersion', m.vt limit $2 + 1) m
+                     limit $2 + 1) counted),
                 (select (extract(epoch from core.now() - min(oldest.vt)) * 1000000)::bigint
                  from v
                  cross join lateral (

@@ -1,0 +1,957 @@
+//! The program as people and scripts run it: what it prints, what it changes, and how it ends.
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use nexus::{
+    Database,
+    prelude::*,
+    testing::{TestApp, TestDatabase},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
+
+/// A parcel that left.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "parcel.sent", version = 2, key = parcel)]
+struct ParcelSent {
+    parcel: u32,
+}
+
+/// A parcel that nobody finds.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "parcel.lost", key = parcel)]
+struct ParcelLost {
+    parcel: u32,
+}
+
+/// Every parcel gets lost.
+#[handler(group = "pessimists")]
+async fn lose(sent: ParcelSent) -> Emit<ParcelLost> {
+    Emit(ParcelLost {
+        parcel: sent.parcel,
+    })
+}
+
+/// Whoever cannot read it never will, unless the parcel has number 1000 or more.
+#[handler(group = "readers")]
+async fn refuse(sent: ParcelSent) -> nexus::Result {
+    match sent.parcel {
+        1_000.. => Ok(()),
+        _ => Err(Error::permanent("the label is wet\u{1b}[2J")),
+    }
+}
+
+/// Tries again much later.
+#[handler(group = "readers", backoff = "fixed(1h)")]
+async fn stumble(_sent: ParcelSent) -> nexus::Result {
+    Err("the scanner is off".into())
+}
+
+/// How a run ended.
+#[derive(Debug)]
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Run {
+    /// What it printed, if all went well.
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:#?}");
+        self.out
+    }
+
+    #[track_caller]
+    fn json(self) -> Value {
+        let out = self.ok();
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+    }
+
+    /// What it said, if it ended with this code and printed nothing.
+    #[track_caller]
+    fn failed(self, code: i32) -> String {
+        assert_eq!((self.code, self.out.as_str()), (code, ""), "{self:#?}");
+        self.err
+    }
+}
+
+/// The program without anything of this machine's environment.
+fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nexus"));
+    for variable in [
+        "CORE_DATABASE_URL",
+        "DATABASE_URL",
+        "CORE_NAMESPACE",
+        "CORE_POOLER",
+        "CORE_LOG_LEVEL",
+        "NEXUS_PG_DATA",
+    ] {
+        command.env_remove(variable);
+    }
+    command
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+async fn end(command: &mut Command) -> Run {
+    let output = command.output().await.unwrap();
+    Run {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Runs it on a test's database, in a folder with nothing in it.
+async fn nexus(database: &TestDatabase, arguments: &[&str]) -> Run {
+    let folder = tempfile::tempdir().unwrap();
+    end(program(folder.path())
+        .env("DATABASE_URL", database.url())
+        .args(arguments))
+    .await
+}
+
+/// The commands that only look.
+const LOOKS: [&[&str]; 10] = [
+    &["status"],
+    &["events", "list"],
+    &["groups", "list"],
+    &["handlers", "list"],
+    &["dead-letters", "list"],
+    &["dead-letters", "list", "--by-cause"],
+    &["replay", "status"],
+    &["schedules", "list"],
+    &["nodes", "list"],
+    &["schemas", "list"],
+];
+
+#[tokio::test]
+async fn a_database_without_the_schema_is_said_to_have_none_and_gets_none() {
+    let database = TestDatabase::empty().await;
+    for look in LOOKS {
+        let said = nexus(&database, look).await.failed(4);
+        assert!(said.contains("there is no schema `core`"), "{said}");
+        assert!(said.contains("nexus migrate status"), "{said}");
+    }
+    let status = nexus(&database, &["migrate", "status"]).await.ok();
+    assert!(status.contains("has no schema of nexus"), "{status}");
+    let plan = nexus(&database, &["migrate", "up", "--dry-run", "--json"]).await;
+    let plan = plan.json();
+    assert_eq!(plan["migrations"][0], "0001_event_log");
+    assert_eq!(plan["isDryRun"], true);
+
+    let schemas = "select count(*) from pg_namespace where nspname in ('core', 'pgmq')";
+    let made: i64 = sqlx_count(&database, schemas).await;
+    assert_eq!(made, 0);
+}
+
+async fn sqlx_count(database: &TestDatabase, query: &'static str) -> i64 {
+    sqlx::query_scalar(query)
+        .fetch_one(&database.pool().await)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_schema_goes_up_and_down() {
+    let database = TestDatabase::empty().await;
+    let applied = nexus(&database, &["migrate", "up"]).await.ok();
+    assert!(
+        applied.contains("migrations applied\n  0001_event_log\n"),
+        "{applied}"
+    );
+    let again = nexus(&database, &["migrate", "up"]).await.ok();
+    assert_eq!(again, "0 migrations applied\n");
+    let status = nexus(&database, &["migrate", "status", "--json"])
+        .await
+        .json();
+    let newest = status["version"].as_u64().unwrap();
+    assert_eq!(status["needed"].as_u64(), Some(newest));
+
+    let before = (newest - 1).to_string();
+    let down = ["migrate", "down", "--to", &before];
+    let said = nexus(&database, &down).await.failed(2);
+    assert!(said.contains("give --yes"), "{said}");
+    let plan = [&down[..], &["--dry-run"]].concat();
+    let plan = nexus(&database, &plan).await.ok();
+    assert!(
+        plan.starts_with("1 migration would be taken back"),
+        "{plan}"
+    );
+    let status = nexus(&database, &["migrate", "status", "--json"])
+        .await
+        .json();
+    assert_eq!(
+        status["version"].as_u64(),
+        Some(newest),
+        "nothing was changed yet"
+    );
+
+    nexus(&database, &[&down[..], &["--yes"]].concat())
+        .await
+        .ok();
+    let status = nexus(&database, &["migrate", "status", "--json"])
+        .await
+        .json();
+    assert_eq!(status["version"].as_u64(), Some(newest - 1));
+    let said = nexus(&database, &["status"]).await.failed(4);
+    assert!(said.contains(&format!("has version {before}")), "{said}");
+    nexus(&database, &["migrate", "down", "--to", "0", "--yes"])
+        .await
+        .ok();
+    assert_eq!(
+        sqlx_count(
+            &database,
+            "select count(*) from pg_namespace where nspname = 'core'"
+        )
+        .await,
+        0
+    );
+}
+
+#[tokio::test]
+async fn an_empty_namespace_is_shown_and_an_unknown_one_is_not() {
+    let database = TestDatabase::new().await;
+    let url = Database::from_url(database.url(), "the test").unwrap();
+    Client::connect(&url, "shop").await.unwrap();
+    for look in LOOKS {
+        let arguments = [look, &["--namespace", "shop"]].concat();
+        nexus(&database, &arguments).await.ok();
+        let arguments = [look, &["--namespace", "shop", "--json"]].concat();
+        let shown = nexus(&database, &arguments).await.json();
+        match look {
+            ["status"] => assert_eq!(shown["nodes"], json!([])),
+            ["groups", _] => assert_eq!(shown[0]["group"], "default"),
+            _ => assert_eq!(shown, json!([]), "{look:?}"),
+        }
+        let said = nexus(&database, look).await.failed(1);
+        assert!(
+            said.contains("no namespace `demo`") && said.contains("it has shop"),
+            "{said}"
+        );
+    }
+    assert_eq!(
+        sqlx_count(&database, "select count(*) from core.namespaces").await,
+        1
+    );
+}
+
+/// An app with a parcel that was handled, a dead letter of it, and a message that waits for its next attempt.
+async fn with_a_parcel() -> (TestApp, i64) {
+    let app = App::discover().only(["lose", "refuse", "stumble"]);
+    let app = TestApp::start(app).await;
+    let event_id = app.client().emit(&ParcelSent { parcel: 7 }).await.unwrap();
+    app.settled().await;
+    (app, event_id)
+}
+
+#[tokio::test]
+async fn the_status_is_one_screen() {
+    let (app, event_id) = with_a_parcel().await;
+    let shown = nexus(app.database(), &["status"]).await.ok();
+    for expected in [
+        "1 live (1 of default)",
+        "pessimists",
+        "readers",
+        "Permanent error",
+        "the label is wet",
+    ] {
+        assert!(shown.contains(expected), "no {expected} in\n{shown}");
+    }
+    assert!(shown.lines().count() < 25, "{shown}");
+    assert!(
+        !shown.contains('\u{1b}'),
+        "a pipe gets no colours, and no text of others steers a terminal"
+    );
+
+    let shown = nexus(app.database(), &["status", "--json"]).await.json();
+    assert_eq!(shown["namespace"], "demo");
+    assert_eq!(shown["nodes"][0]["isLive"], true);
+    let readers = &shown["groups"][2];
+    assert_eq!(readers["group"], "readers");
+    assert_eq!(
+        readers["messages"],
+        json!({ "counted": 1, "isMore": false })
+    );
+    assert_eq!(readers["failed"], 1);
+    assert_eq!(readers["deadLetters"]["counted"], 1);
+    assert_eq!(readers["lagSeconds"], Value::Null);
+    assert_eq!(shown["newestDeadLetters"][0]["eventId"], event_id);
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn events_are_listed_by_what_they_are() {
+    let (app, event_id) = with_a_parcel().await;
+    let id = event_id.to_string();
+    let list = async |arguments: &[&str]| {
+        let arguments = [&["events", "list", "--json"], arguments].concat();
+        let shown = nexus(app.database(), &arguments).await.json();
+        let types = shown.as_array().unwrap().iter();
+        types
+            .map(|event| event["eventType"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(list(&[]).await, ["parcel.lost", "parcel.sent"]);
+    assert_eq!(
+        list(&["--oldest-first"]).await,
+        ["parcel.sent", "parcel.lost"]
+    );
+    assert_eq!(list(&["--limit", "1"]).await, ["parcel.lost"]);
+    assert_eq!(list(&["--type", "parcel.sent"]).await, ["parcel.sent"]);
+    assert_eq!(list(&["--after-id", &id]).await, ["parcel.lost"]);
+    assert_eq!(list(&["--correlation-id", &id]).await.len(), 2);
+    assert_eq!(list(&["--key", "8"]).await.len(), 0);
+    assert_eq!(list(&["--since", "1h"]).await.len(), 2);
+    assert_eq!(list(&["--until", "1h"]).await.len(), 0);
+
+    let shown = nexus(app.database(), &["events", "list", "--limit", "1"])
+        .await
+        .ok();
+    assert!(
+        shown.contains(r#"{"parcel":7}"#) && shown.contains("more: --before-id"),
+        "{shown}"
+    );
+    let said = nexus(app.database(), &["events", "list", "--since", "soon"])
+        .await
+        .failed(2);
+    assert!(said.contains("expected how long ago"), "{said}");
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_event_is_shown_with_what_followed_and_what_became_of_it() {
+    let (app, event_id) = with_a_parcel().await;
+    let id = event_id.to_string();
+    let shown = nexus(app.database(), &["events", "show", &id]).await.ok();
+    for expected in [
+        "├─ pessimists/lose: done",
+        "├─ readers/refuse: dead letter 1, ",
+        "│  attempt 1: the label is wet [2J",
+        "├─ readers/stumble: attempt 2 is due in ",
+        "│  attempt 1: the scanner is off",
+        "parcel.lost",
+    ] {
+        assert!(shown.contains(expected), "no {expected} in\n{shown}");
+    }
+    let last = shown.lines().last().unwrap();
+    assert!(
+        last.starts_with("└─ ") && last.contains("parcel.lost"),
+        "{shown}"
+    );
+
+    let shown = nexus(app.database(), &["events", "show", &id, "--json"])
+        .await
+        .json();
+    assert_eq!(shown["payload"], json!({ "parcel": 7 }));
+    let states: Vec<_> = shown["deliveries"].as_array().unwrap().iter().collect();
+    assert_eq!(states[0]["state"], "done");
+    assert_eq!(
+        (&states[1]["state"], &states[1]["deadLetterId"]),
+        (&json!("deadLetter"), &json!(1))
+    );
+    assert_eq!(
+        (&states[2]["state"], &states[2]["attempts"]),
+        (&json!("waiting"), &json!(1))
+    );
+    assert_eq!(shown["chain"][1]["causationId"], id);
+
+    let said = nexus(app.database(), &["events", "show", "9999"])
+        .await
+        .failed(1);
+    assert!(said.contains("no event 9999"), "{said}");
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_log_is_followed_until_somebody_stops_it() {
+    let app = TestApp::without_workers(App::discover().only(["lose"])).await;
+    let folder = tempfile::tempdir().unwrap();
+    app.client().emit(&ParcelSent { parcel: 1 }).await.unwrap();
+    let tail = |arguments: &[&str]| {
+        program(folder.path())
+            .env("DATABASE_URL", app.database().url())
+            .args(["events", "tail", "--json"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let parcel = |line: Option<String>| -> u64 {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        event["payload"]["parcel"].as_u64().unwrap()
+    };
+    let mut stopped = tail(&[]);
+    let mut lines = BufReader::new(stopped.stdout.take().unwrap()).lines();
+    // It follows once it has shown what was there.
+    assert_eq!(parcel(lines.next_line().await.unwrap()), 1);
+    for number in 2..5 {
+        app.client()
+            .emit(&ParcelSent { parcel: number })
+            .await
+            .unwrap();
+        assert_eq!(parcel(lines.next_line().await.unwrap()), u64::from(number));
+    }
+    interrupt(&stopped).await;
+    assert_eq!(stopped.wait().await.unwrap().code(), Some(0));
+
+    // As `head` does.
+    let mut closed = tail(&["--last", "1"]);
+    let mut lines = BufReader::new(closed.stdout.take().unwrap()).lines();
+    assert_eq!(parcel(lines.next_line().await.unwrap()), 4);
+    drop(lines);
+    app.client().emit(&ParcelSent { parcel: 5 }).await.unwrap();
+    assert_eq!(closed.wait().await.unwrap().code(), Some(0));
+    app.shutdown().await;
+}
+
+async fn interrupt(child: &tokio::process::Child) {
+    let pid = child.id().unwrap().to_string();
+    let sent = Command::new("/bin/sh")
+        .args(["-c", "kill -s INT \"$0\"", &pid])
+        .status()
+        .await;
+    assert!(sent.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_redrive_that_is_interrupted_harms_nothing() {
+    let (app, _) = with_a_parcel().await;
+    // Somebody holds the letter, so that the redrive has to wait.
+    let mut holder = app.pool().begin().await.unwrap();
+    sqlx::query("select from pgmq.q_core_events_demo__readers_dlq for update")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let redrive = program(folder.path())
+        .env("DATABASE_URL", app.database().url())
+        .args(["dead-letters", "redrive", "readers", "1"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let waits = "select count(*) from pg_stat_activity
+                 where datname = current_database() and wait_event_type = 'Lock'";
+    while sqlx_count(app.database(), waits).await == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    interrupt(&redrive).await;
+    let output = redrive.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("interrupted"), "{said}");
+    holder.rollback().await.unwrap();
+    // Whether the statement that waited was still carried out or not: the letter is there, once.
+    app.settled().await;
+    assert_eq!(app.only_dead_letter().await.attempts, 1);
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_emitted_is_held_to_its_schema() {
+    let app = TestApp::start(App::discover().only(["lose"])).await;
+    let database = app.database();
+    let emit = [
+        "emit",
+        "parcel.sent",
+        r#"{"parcel": 12}"#,
+        "--idempotency-key",
+        "k",
+    ];
+    let id: i64 = nexus(database, &emit).await.ok().trim().parse().unwrap();
+    let again = nexus(database, &[&emit[..], &["--json"]].concat())
+        .await
+        .json();
+    assert_eq!(again, json!({ "eventId": id }));
+    app.settled().await;
+    assert_eq!(app.only_emitted::<ParcelLost>().await.parcel, 12);
+
+    let said = nexus(database, &["emit", "parcel.sent", r#"{"parcel": -1}"#])
+        .await
+        .failed(1);
+    assert!(said.contains("at `parcel`: "), "{said}");
+    let said = nexus(database, &["emit", "parcel.sank", "{}"])
+        .await
+        .failed(1);
+    assert!(said.contains("declared are parcel.sent"), "{said}");
+    let said = nexus(database, &["emit", "parcel.sent", "{", "--dry-run"])
+        .await
+        .failed(2);
+    assert!(said.contains("not valid JSON"), "{said}");
+    nexus(
+        database,
+        &["emit", "parcel.sent", r#"{"parcel": 13}"#, "--dry-run"],
+    )
+    .await
+    .ok();
+    nexus(
+        database,
+        &["emit", "parcel.sent", r#"{"parcel": 14}"#, "--after", "1h"],
+    )
+    .await
+    .ok();
+    let sent = app
+        .client()
+        .events()
+        .event_type("parcel.sent")
+        .list(10)
+        .await
+        .unwrap();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(app.client().delayed(10).await.unwrap().len(), 1);
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_shown_and_redriven() {
+    let (app, event_id) = with_a_parcel().await;
+    let database = app.database();
+    let run =
+        async |arguments: &[&str]| nexus(database, &[&["dead-letters"], arguments].concat()).await;
+    let listed = run(&["list", "readers"]).await.ok();
+    assert!(
+        listed.contains("refuse") && listed.contains("Permanent error"),
+        "{listed}"
+    );
+    let listed = run(&["list", "--json"]).await.json();
+    assert_eq!(listed[0]["eventId"], event_id);
+    let cause = listed[0]["fingerprint"].as_str().unwrap().to_owned();
+    assert_eq!(
+        run(&["list", "--handler", "stumble", "--json"])
+            .await
+            .json(),
+        json!([])
+    );
+    let counted = run(&["list", "--by-cause", "--json"]).await.json();
+    assert_eq!(
+        (&counted[0]["deadLetters"], &counted[0]["fingerprint"]),
+        (&json!(1), &json!(cause))
+    );
+    let shown = run(&["show", "readers", "1"]).await.ok();
+    assert!(
+        shown.contains("the label is wet") && shown.contains("\"parcel\": 7"),
+        "{shown}"
+    );
+    assert!(
+        run(&["show", "readers", "2"])
+            .await
+            .failed(1)
+            .contains("no dead letter 2")
+    );
+    assert!(
+        run(&["list", "writers"])
+            .await
+            .failed(1)
+            .contains("it has default, pessimists, readers")
+    );
+
+    // Nothing is meant by nothing.
+    assert!(
+        run(&["redrive", "readers"])
+            .await
+            .failed(2)
+            .contains("--all")
+    );
+    assert!(
+        run(&["redrive", "readers", "1", "--all"])
+            .await
+            .failed(2)
+            .contains("--all")
+    );
+    assert!(
+        run(&["redrive", "readers", "--all"])
+            .await
+            .failed(2)
+            .contains("give --yes")
+    );
+    let plan = run(&[
+        "redrive",
+        "readers",
+        "--fingerprint",
+        &cause,
+        "--dry-run",
+        "--json",
+    ])
+    .await
+    .json();
+    assert_eq!(
+        (&plan["messages"], &plan["isDryRun"]),
+        (&json!(1), &json!(true))
+    );
+    assert_eq!(app.dead_letters().await.len(), 1, "nothing was changed yet");
+
+    // It dies again, with a history.
+    let done = run(&["redrive", "readers", "1", "--by", "ada"]).await.ok();
+    assert_eq!(done, "1 dead letter put back\n");
+    app.settled().await;
+    let letter = app.only_dead_letter().await;
+    assert_eq!((letter.redrive_count, &*letter.redrives[0].by), (1, "ada"));
+    let id = letter.id.to_string();
+    let said = run(&["redrive", "readers", &id, "--payload", r#"{"parcel": "x"}"#])
+        .await
+        .failed(1);
+    assert!(said.contains("at `parcel`: "), "{said}");
+    run(&[
+        "redrive",
+        "readers",
+        &id,
+        "--payload",
+        r#"{"parcel": 1000}"#,
+    ])
+    .await
+    .ok();
+    app.settled().await;
+    assert!(app.dead_letters().await.is_empty());
+    let missing = run(&["redrive", "readers", &id]).await;
+    assert_eq!(missing.code, 1, "{missing:?}");
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_purged() {
+    let (app, _) = with_a_parcel().await;
+    let database = app.database();
+    let run = async |arguments: &[&str]| {
+        nexus(
+            database,
+            &[&["dead-letters", "purge", "readers"], arguments].concat(),
+        )
+        .await
+    };
+    assert!(run(&[]).await.failed(2).contains("--all"));
+    assert!(run(&["1"]).await.failed(2).contains("give --yes"));
+    let plan = run(&["--all", "--dry-run"]).await.ok();
+    assert_eq!(plan, "1 dead letter would be deleted\n");
+    assert_eq!(app.dead_letters().await.len(), 1, "nothing was changed yet");
+    assert_eq!(
+        run(&["--older-than", "1h", "--yes"]).await.ok(),
+        "0 dead letters deleted\n"
+    );
+    let purged = run(&["--type", "parcel.sent", "--yes", "--json"])
+        .await
+        .json();
+    assert_eq!(purged, json!({ "deadLetters": 1, "isDryRun": false }));
+    assert!(app.dead_letters().await.is_empty());
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn events_are_replayed() {
+    let (app, _) = with_a_parcel().await;
+    let database = app.database();
+    let run = async |arguments: &[&str]| nexus(database, &[&["replay"], arguments].concat()).await;
+    let start = ["start", "pessimists", "--handler", "lose"];
+    let plan = run(&[&start[..], &["--dry-run", "--json"]].concat())
+        .await
+        .json();
+    assert_eq!(
+        (&plan["messages"], &plan["isEstimate"]),
+        (&json!(1), &json!(false))
+    );
+    assert!(run(&start).await.failed(2).contains("give --yes"));
+    let done = run(&[&start[..], &["--yes", "--wait", "--json"]].concat())
+        .await
+        .json();
+    assert_eq!(
+        (&done["state"], &done["messages"]),
+        (&json!("finished"), &json!(1))
+    );
+    app.settled().await;
+    let lost = app
+        .client()
+        .events()
+        .event_type("parcel.lost")
+        .list(10)
+        .await
+        .unwrap();
+    assert_eq!(lost.len(), 2);
+
+    let id = done["replayId"].as_str().unwrap();
+    assert_eq!(run(&["status", "--json"]).await.json()[0]["replayId"], id);
+    assert!(
+        run(&["cancel", id])
+            .await
+            .failed(1)
+            .contains("it is finished")
+    );
+    let slow = run(&[&start[..], &["--rate", "0.0001", "--yes"]].concat())
+        .await
+        .ok();
+    let cancelled = run(&["cancel", slow.trim(), "--json"]).await;
+    // One message fits into any rate, so it may have been too late.
+    assert!(matches!(cancelled.code, 0 | 1), "{cancelled:?}");
+    let said = run(&["start", "writers", "--yes"]).await.failed(1);
+    assert!(said.contains("writers"), "{said}");
+    let unknown = "00000000-0000-0000-0000-000000000000";
+    assert!(
+        run(&["status", unknown])
+            .await
+            .failed(1)
+            .contains("no replay")
+    );
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn tasks_are_made_steered_and_removed() {
+    let app = TestApp::start(App::discover().only(["lose"])).await;
+    let database = app.database();
+    let run =
+        async |arguments: &[&str]| nexus(database, &[&["schedules"], arguments].concat()).await;
+    let add = [
+        "add",
+        "nightly",
+        "0 3 * * *",
+        "parcel.sent",
+        r#"{"parcel": 3}"#,
+    ];
+    let options = [
+        "--tz",
+        "Europe/Berlin",
+        "--misfire",
+        "fire_all(3)",
+        "--json",
+    ];
+    let made = run(&[&add[..], &options].concat()).await.json();
+    assert_eq!(
+        (&made["name"], &made["timezone"]),
+        (&json!("nightly"), &json!("Europe/Berlin"))
+    );
+    assert_eq!(
+        (&made["misfire"], &made["eventVersion"]),
+        (&json!("fire_all(3)"), &json!(2))
+    );
+    let mut wrong = add;
+    wrong[4] = r#"{"parcel": null}"#;
+    assert!(run(&wrong).await.failed(1).contains("at `parcel`"));
+    wrong = add;
+    wrong[2] = "61 3 * * *";
+    assert!(run(&wrong).await.failed(1).contains("61 3 * * *"));
+
+    assert!(run(&["pause", "nightly"]).await.ok().contains("paused"));
+    assert!(run(&["resume", "nightly"]).await.ok().contains("active"));
+    let event_id = run(&["run", "nightly", "--json"]).await.json()["eventId"].clone();
+    let history = run(&["history", "nightly", "--json"]).await.json();
+    assert_eq!(
+        (&history[0]["eventId"], &history[0]["isManual"]),
+        (&event_id, &json!(true))
+    );
+    assert!(
+        run(&["remove", "nightly"])
+            .await
+            .failed(2)
+            .contains("give --yes")
+    );
+    run(&["remove", "nightly", "--dry-run"]).await.ok();
+    assert!(run(&["list"]).await.ok().contains("nightly"));
+    run(&["remove", "nightly", "--yes"]).await.ok();
+    assert_eq!(run(&["list", "--json"]).await.json(), json!([]));
+    assert!(
+        run(&["run", "nightly"])
+            .await
+            .failed(1)
+            .contains("it has none")
+    );
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn handlers_nodes_and_schemas_are_shown() {
+    let (app, _) = with_a_parcel().await;
+    let database = app.database();
+    let listed = nexus(database, &["handlers", "list", "--group", "readers"])
+        .await
+        .ok();
+    assert!(
+        listed.contains("readers/refuse") && !listed.contains("pessimists"),
+        "{listed}"
+    );
+    let shown = nexus(database, &["handlers", "show", "lose", "--json"])
+        .await
+        .json();
+    assert_eq!(
+        (&shown["group"], &shown["eventVersion"]),
+        (&json!("pessimists"), &json!(2))
+    );
+    let node = shown["nodes"][0]["nodeId"].as_str().unwrap();
+    assert!(
+        nexus(database, &["nodes", "list"])
+            .await
+            .ok()
+            .contains(node)
+    );
+    assert!(
+        nexus(database, &["handlers", "show", "readers/refuse"])
+            .await
+            .ok()
+            .contains(node)
+    );
+    assert!(
+        nexus(database, &["handlers", "show", "write"])
+            .await
+            .failed(1)
+            .contains("`write`")
+    );
+
+    let listed = nexus(database, &["schemas", "list", "--json"]).await.json();
+    assert_eq!(
+        (&listed[0]["eventType"], &listed[0]["version"]),
+        (&json!("parcel.sent"), &json!(2))
+    );
+    let schema = nexus(database, &["schemas", "show", "parcel.sent"])
+        .await
+        .json();
+    assert_eq!(schema["properties"]["parcel"]["type"], "integer");
+    let said = nexus(
+        database,
+        &["schemas", "show", "parcel.sent", "--version", "3"],
+    )
+    .await
+    .failed(1);
+    assert!(said.contains("it has 2"), "{said}");
+    assert!(
+        nexus(database, &["schemas", "show", "x"])
+            .await
+            .failed(1)
+            .contains("parcel.sent")
+    );
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_subscription_is_retired_once_nobody_declares_it() {
+    let (app, _) = with_a_parcel().await;
+    let database = app.database().clone();
+    let retire = ["groups", "retire", "readers", "stumble"];
+    let said = nexus(&database, &[&retire[..], &["--yes"]].concat())
+        .await
+        .failed(1);
+    assert!(said.contains("stop its nodes first"), "{said}");
+    app.shutdown().await;
+    let plan = nexus(&database, &[&retire[..], &["--dry-run"]].concat())
+        .await
+        .ok();
+    assert!(plan.contains("1 message would be dead letters"), "{plan}");
+    assert!(
+        nexus(&database, &retire)
+            .await
+            .failed(2)
+            .contains("give --yes")
+    );
+    let done = nexus(&database, &[&retire[..], &["--yes", "--json"]].concat())
+        .await
+        .json();
+    assert_eq!((&done["messages"], &done["left"]), (&json!(1), &json!(0)));
+    let letters = nexus(&database, &["dead-letters", "list", "readers", "--json"])
+        .await
+        .json();
+    assert_eq!(
+        (&letters[0]["reason"], &letters[0]["handler"]),
+        (&json!("Retired"), &json!("stumble"))
+    );
+    let said = nexus(&database, &[&retire[..], &["--yes"]].concat())
+        .await
+        .failed(1);
+    assert!(said.contains("stumble"), "{said}");
+}
+
+#[tokio::test]
+async fn the_database_is_named_by_option_environment_and_file_and_no_password_is_shown() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let url = "postgres://ada:s3cret@127.0.0.1:1/shop";
+    for (code, url) in [
+        (3, url),
+        (2, "postgres://ada:s3/cret@host/shop"),
+        (2, "mysql://ada:s3cret@host"),
+    ] {
+        let option = end(program(folder.path()).args(["status", "--database-url", url])).await;
+        let said = option.failed(code);
+        assert!(said.contains("--database-url"), "{said}");
+        assert!(!said.contains("s3"), "{said}");
+    }
+    // The environment counts more than the file.
+    std::fs::write(
+        folder.path().join(".env"),
+        format!("CORE_DATABASE_URL={url}\nCORE_NAMESPACE=shop\n"),
+    )
+    .unwrap();
+    let said = end(program(folder.path()).arg("status")).await.failed(3);
+    assert!(
+        said.contains("CORE_DATABASE_URL of the file .env"),
+        "{said}"
+    );
+    assert!(!said.contains("s3"), "{said}");
+    let mut program_on_database = program(folder.path());
+    program_on_database.env("DATABASE_URL", database.url());
+    let said = end(program_on_database.arg("status")).await.failed(1);
+    assert!(said.contains("namespace `shop`"), "{said}");
+
+    std::fs::write(
+        folder.path().join(".env"),
+        "DATABASE_URL='postgres://ada:s3cret\n",
+    )
+    .unwrap();
+    let said = end(program(folder.path()).arg("status")).await.failed(2);
+    assert!(said.contains(".env") && !said.contains("s3"), "{said}");
+    let said = end(program(folder.path()).arg("stat")).await.failed(2);
+    assert!(said.contains("status"), "{said}");
+    let script = end(program(folder.path()).args(["completions", "bash"]))
+        .await
+        .ok();
+    assert!(script.contains("dead-letters"), "{script}");
+}
+
+#[tokio::test]
+async fn only_migrate_up_makes_an_embedded_database() {
+    use std::os::unix::fs::PermissionsExt;
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() {
+        memory
+    } else {
+        Path::new("/tmp")
+    };
+    // Which the server's user can reach.
+    let folder = tempfile::Builder::new()
+        .prefix("nx")
+        .permissions(std::fs::Permissions::from_mode(0o755))
+        .tempdir_in(parent)
+        .unwrap();
+    let data = folder.path().join("data");
+    let run = async |arguments: &[&str]| {
+        end(program(folder.path())
+            .env("NEXUS_PG_DATA", &data)
+            .args(arguments))
+        .await
+    };
+    for look in [
+        &["status"][..],
+        &["migrate", "status"],
+        &["migrate", "up", "--dry-run"],
+    ] {
+        let said = run(look).await.failed(2);
+        assert!(said.contains("nexus migrate up"), "{said}");
+    }
+    assert!(!data.exists());
+    run(&["migrate", "up"]).await.ok();
+    let said = run(&["status"]).await.failed(1);
+    assert!(said.contains("no namespace `demo`"), "{said}");
+    // It stops by itself, and then its folder goes.
+    let is_running = || {
+        std::fs::read_dir(&data)
+            .unwrap()
+            .flatten()
+            .any(|cluster| cluster.path().join("data/postmaster.pid").exists())
+    };
+    while is_running() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -69,34 +69,26 @@ pub enum DeliveryState {
 }
 
 impl Delivery {
-    fn new(group: &str, found: Found, state: impl FnOnce(&Found) -> DeliveryState) -> Self {
+    fn new(found: Found) -> Self {
+        let state = match found.reason {
+            Some(reason) => DeliveryState::DeadLetter {
+                id: found.msg_id,
+                reason,
+                error: found.error,
+                failed_at: found.at,
+            },
+            None if found.is_due => DeliveryState::Ready { since: found.at },
+            None if found.is_held => DeliveryState::Running { until: found.at },
+            None => DeliveryState::Waiting { until: found.at },
+        };
         Self {
             event_id: found.event_id,
-            group: group.to_owned(),
-            state: state(&found),
+            group: found.group,
             handler: found.handler,
+            state,
             attempts: found.attempts.unwrap_or(0),
             errors: serde_json::from_value(found.errors).unwrap_or_default(),
         }
-    }
-}
-
-fn state_of_message(found: &Found) -> DeliveryState {
-    if found.is_due {
-        DeliveryState::Ready { since: found.at }
-    } else if found.is_held {
-        DeliveryState::Running { until: found.at }
-    } else {
-        DeliveryState::Waiting { until: found.at }
-    }
-}
-
-fn state_of_letter(found: &Found) -> DeliveryState {
-    DeliveryState::DeadLetter {
-        id: found.msg_id,
-        reason: found.reason.clone().unwrap_or_default(),
-        error: found.error.clone(),
-        failed_at: found.at,
     }
 }
 
@@ -124,28 +116,16 @@ impl Client {
         let namespace = self.namespace();
         let looked = async {
             let mut connection = self.lend().await?;
-            let mut found = Vec::new();
-            for (group, queue) in
-                subscriptions::groups_with_queues(&mut connection, namespace).await?
-            {
-                let messages =
-                    deliveries::messages(&mut connection, namespace, &group, &queue, event_ids);
-                for message in messages.await? {
-                    found.push(Delivery::new(&group, message, state_of_message));
-                }
-                let letters =
-                    deliveries::letters(&mut connection, namespace, &group, &queue, event_ids);
-                for letter in letters.await? {
-                    found.push(Delivery::new(&group, letter, state_of_letter));
-                }
-            }
+            let groups = subscriptions::groups_with_queues(&mut connection, namespace).await?;
+            let found = deliveries::found(&mut connection, namespace, &groups, event_ids).await?;
             let targets = deliveries::targets(&mut connection, namespace, event_ids).await?;
             connection.give_back().await?;
             Ok((found, targets))
         };
-        let (mut found, targets) = self
+        let (found, targets) = self
             .asked("look for the messages of events", looked)
             .await?;
+        let mut found: Vec<Delivery> = found.into_iter().map(Delivery::new).collect();
         for target in targets {
             let is_found = found.iter().any(|delivery| {
                 delivery.event_id == target.event_id

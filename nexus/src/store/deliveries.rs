@@ -53,6 +53,7 @@ pub(crate) async fn targets(
 pub(crate) struct Found {
     pub(crate) event_id: i64,
     pub(crate) msg_id: i64,
+    pub(crate) group: String,
     /// The handler's present name.
     pub(crate) handler: String,
     /// Failed ones.
@@ -64,83 +65,74 @@ pub(crate) struct Found {
     pub(crate) is_held: bool,
     /// Of a message: it may be claimed.
     pub(crate) is_due: bool,
-    /// Of a letter: why it is one.
+    /// Of a letter, and only of one: why it is one.
     pub(crate) reason: Option<String>,
     pub(crate) error: Option<String>,
 }
 
-/// A handler by its present name, whatever name the message was sent under.
-const PRESENT_NAME: &str = "coalesce(
-    (select r.handler from core.renames r
-     where r.namespace = $1 and r.group_name = $2 and r.former = q.headers ->> 'handler'),
-    q.headers ->> 'handler', '')";
-
 /// An id, or a number of attempts. A foreign program may have put anything there.
 const WHOLE: &str = "'^[0-9]{1,18}$'";
 
-/// The messages of the events in the queue of a group. Walks through the whole queue, whose only indexes are
-/// those that claims need.
-pub(crate) async fn messages(
+/// The messages and dead letters of the events in the queues of these groups, which are given with their queues.
+///
+/// One statement, and so one snapshot: what moves from the queue to the dead letters or back is in one of them. It
+/// walks through the queues, whose only indexes are those that claims need.
+pub(crate) async fn found(
     connection: &mut PgConnection,
     namespace: &str,
-    group: &str,
-    queue: &str,
+    groups: &[(String, String)],
     event_ids: &[i64],
 ) -> sqlx::Result<Vec<Found>> {
+    if groups.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut parts = Vec::with_capacity(2 * groups.len());
+    for (index, (_, queue)) in groups.iter().enumerate() {
+        let group = format!("($3::text[])[{}]", index + 1);
+        // The handler's present name, whatever name it was sent under.
+        let handler = format!(
+            "coalesce((select r.handler from core.renames r
+                       where r.namespace = $1 and r.group_name = {group} and r.former = q.headers ->> 'handler'),
+                      q.headers ->> 'handler', '')"
+        );
+        parts.push(format!(
+            "select (q.headers ->> 'eventId')::bigint, q.msg_id, {group}, {handler},
+                    case when q.headers ->> 'attempts' ~ {WHOLE} then (q.headers ->> 'attempts')::bigint end,
+                    coalesce(q.headers -> 'errors', '[]'), q.vt,
+                    q.read_ct > 0 and q.vt > core.now() and not q.headers ? 'settled', q.vt <= core.now(),
+                    null::text, null::text
+             from {table} q
+             where q.headers ->> 'eventId' = any ($2)",
+            table = table(queue)
+        ));
+        parts.push(format!(
+            "select (q.headers ->> 'eventId')::bigint, q.msg_id, {group}, {handler},
+                    case when q.message ->> 'attempts' ~ {WHOLE} then (q.message ->> 'attempts')::bigint end,
+                    coalesce(q.message -> 'errors', '[]'), q.enqueued_at,
+                    false, false, coalesce(q.message ->> 'reason', ''), q.message ->> 'error'
+             from {table} q
+             where q.headers ->> 'eventId' = any ($2)
+               -- There is an index on these.
+               and q.headers ->> 'eventType' = any (array(
+                   select e.event_type from core.event_log e
+                   where e.namespace = $1 and e.event_id = any ($2::text[]::bigint[])))",
+            table = table(&format!("{queue}_dlq"))
+        ));
+    }
     let text = format!(
-        "select case when q.headers ->> 'eventId' ~ {WHOLE} then (q.headers ->> 'eventId')::bigint end,
-                q.msg_id, {PRESENT_NAME},
-                case when q.headers ->> 'attempts' ~ {WHOLE} then (q.headers ->> 'attempts')::bigint end,
-                coalesce(q.headers -> 'errors', '[]'),
-                (extract(epoch from q.vt) * 1000000)::bigint,
-                q.read_ct > 0 and q.vt > core.now() and not q.headers ? 'settled',
-                q.vt <= core.now(), null, null
-         from {table} q
-         where q.headers ->> 'eventId' = any ($3::text[])
-         order by q.msg_id",
-        table = table(queue)
+        "select event_id, msg_id, group_name, handler, attempts, errors,
+                (extract(epoch from at) * 1000000)::bigint, is_held, is_due, reason, error
+         from ({}) as f (event_id, msg_id, group_name, handler, attempts, errors, at, is_held, is_due, reason, error)
+         order by event_id, group_name, handler, msg_id",
+        parts.join(" union all ")
     );
-    found(connection, text, namespace, group, event_ids).await
-}
-
-/// The dead letters of the events in the dead-letter queue of a group.
-pub(crate) async fn letters(
-    connection: &mut PgConnection,
-    namespace: &str,
-    group: &str,
-    queue: &str,
-    event_ids: &[i64],
-) -> sqlx::Result<Vec<Found>> {
-    let text = format!(
-        "select (q.headers ->> 'eventId')::bigint, q.msg_id, {PRESENT_NAME},
-                case when q.message ->> 'attempts' ~ {WHOLE} then (q.message ->> 'attempts')::bigint end,
-                coalesce(q.message -> 'errors', '[]'),
-                (extract(epoch from q.enqueued_at) * 1000000)::bigint,
-                false, false, q.message ->> 'reason', q.message ->> 'error'
-         from {table} q
-         where q.headers ->> 'eventId' = any ($3::text[])
-           -- There is an index on these.
-           and q.headers ->> 'eventType' = any (array(
-               select e.event_type from core.event_log e where e.namespace = $1 and e.event_id = any ($3::bigint[])))
-         order by q.msg_id",
-        table = table(&format!("{queue}_dlq"))
-    );
-    found(connection, text, namespace, group, event_ids).await
-}
-
-async fn found(
-    connection: &mut PgConnection,
-    text: String,
-    namespace: &str,
-    group: &str,
-    event_ids: &[i64],
-) -> sqlx::Result<Vec<Found>> {
+    let names: Vec<&str> = groups.iter().map(|(group, _)| group.as_str()).collect();
     let event_ids: Vec<String> = event_ids.iter().map(ToString::to_string).collect();
     let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
         .persistent(false)
         .bind(namespace)
-        .bind(group)
         .bind(event_ids)
+        .bind(names)
         .fetch_all(connection)
         .await?;
     rows.into_iter()
@@ -148,16 +140,17 @@ async fn found(
             Ok(Found {
                 event_id: row.get(0),
                 msg_id: row.get(1),
-                handler: row.get(2),
+                group: row.get(2),
+                handler: row.get(3),
                 attempts: row
-                    .get::<Option<i64>, _>(3)
+                    .get::<Option<i64>, _>(4)
                     .and_then(|attempts| attempts.try_into().ok()),
-                errors: row.try_get::<Json<Value>, _>(4)?.0,
-                at: timestamp(row.get(5)),
-                is_held: row.get(6),
-                is_due: row.get(7),
-                reason: row.get(8),
-                error: row.get(9),
+                errors: row.try_get::<Json<Value>, _>(5)?.0,
+                at: timestamp(row.get(6)),
+                is_held: row.get(7),
+                is_due: row.get(8),
+                reason: row.get(9),
+                error: row.get(10),
             })
         })
         .collect()

@@ -827,6 +827,44 @@ async fn handlers_nodes_and_schemas_are_shown() {
 }
 
 #[tokio::test]
+async fn silent_nodes_are_forgotten() {
+    let app = TestApp::start(App::discover().only(["lose"])).await;
+    sqlx::query(
+        "insert into core.nodes (node_id, namespace, last_heartbeat)
+         values ('dead', 'demo', core.now() - interval '1 minute')",
+    )
+    .execute(app.pool())
+    .await
+    .unwrap();
+    let reap = ["nodes", "reap", "--json"];
+    let plan = nexus(app.database(), &[&reap[..], &["--dry-run"]].concat())
+        .await
+        .json();
+    assert_eq!(plan, json!({ "nodes": ["dead"], "isDryRun": true }));
+    assert!(
+        nexus(app.database(), &reap)
+            .await
+            .failed(2)
+            .contains("give --yes")
+    );
+    let status = nexus(app.database(), &["status"]).await.ok();
+    assert!(
+        status.contains("1 live") && status.contains("dead silent since"),
+        "{status}"
+    );
+    let done = nexus(app.database(), &[&reap[..], &["--yes"]].concat())
+        .await
+        .json();
+    assert_eq!(done, json!({ "nodes": ["dead"], "isDryRun": false }));
+    let status = nexus(app.database(), &["status"]).await.ok();
+    assert!(
+        status.contains("1 live") && !status.contains("silent"),
+        "{status}"
+    );
+    app.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_subscription_is_retired_once_nobody_declares_it() {
     let (app, _) = with_a_parcel().await;
     let database = app.database().clone();

@@ -88,6 +88,9 @@ async fn nodes_are_listed_with_what_they_can_run_until_they_stop() {
     let live: Vec<_> = nodes.iter().map(|node| (&*node.id, node.is_live)).collect();
     assert!(live.contains(&("dead", false)), "{live:?}");
     assert_eq!(live.len(), 2, "{live:?}");
+    assert_eq!(client.reap_nodes().await.unwrap(), ["dead"]);
+    let nodes = client.nodes().await.unwrap();
+    assert!(nodes.len() == 1 && nodes[0].is_live, "{nodes:?}");
     app.shutdown().await;
 }
 

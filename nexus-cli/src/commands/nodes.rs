@@ -4,8 +4,9 @@ use clap::Subcommand;
 use nexus::{client::Node, jiff::Timestamp};
 use serde_json::{Value, json};
 
+use super::count;
 use crate::{
-    console::{BAD, Cell, Console, GOOD, Table},
+    console::{BAD, Cell, Console, GOOD, Table, indented},
     moments::relative,
     session::Session,
 };
@@ -15,20 +16,55 @@ pub(crate) enum Nodes {
     /// List the nodes, live ones and those that died a while ago
     #[command(after_help = "Example: nexus nodes list --namespace shop")]
     List,
+    /// Forget the nodes that are silent; one that is alive after all registers again
+    #[command(after_help = "Example: nexus nodes reap --dry-run")]
+    Reap {
+        /// Only tell which they are
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 impl Nodes {
     pub(crate) async fn run(self, session: &Session, console: &Console) -> anyhow::Result<()> {
-        let Self::List = self;
         let nodes = session.client.nodes().await?;
-        if console.is_json {
-            return console.print_json(&nodes.iter().map(document).collect());
+        match self {
+            Self::List if console.is_json => {
+                console.print_json(&nodes.iter().map(document).collect())
+            }
+            Self::List if nodes.is_empty() => console.print("no node is registered\n"),
+            Self::List => console.print(&table(&nodes, session.now).text("")),
+            Self::Reap { dry_run } => reap(&nodes, dry_run, session, console).await,
         }
-        if nodes.is_empty() {
-            return console.print("no node is registered\n");
-        }
-        console.print(&table(&nodes, session.now).text(""))
     }
+}
+
+async fn reap(
+    nodes: &[Node],
+    is_dry: bool,
+    session: &Session,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let silent = nodes.iter().filter(|node| !node.is_live);
+    let mut ids: Vec<String> = silent.map(|node| node.id.clone()).collect();
+    if !is_dry && !ids.is_empty() {
+        let what = format!(
+            "{} will be forgotten: {}",
+            count(ids.len() as u64, "node"),
+            ids.join(", ")
+        );
+        console.ask(&what).await?;
+        ids = session.client.reap_nodes().await?;
+    }
+    if console.is_json {
+        return console.print_json(&json!({ "nodes": ids, "isDryRun": is_dry }));
+    }
+    let would = if is_dry { " would be" } else { "" };
+    let number = count(ids.len() as u64, "node");
+    console.print(&format!(
+        "{number}{would} forgotten\n{}",
+        indented(&ids.join("\n"))
+    ))
 }
 
 pub(super) fn document(node: &Node) -> Value {

@@ -93,4 +93,20 @@ impl Client {
             })
             .collect())
     }
+
+    /// Forgets the nodes of the namespace that are not live, and returns their ids. Nodes forget those that have
+    /// been silent for a day; nothing depends on it. One that is alive after all registers again.
+    ///
+    /// # Errors
+    ///
+    /// The role may not, or the database could not be asked.
+    pub async fn reap_nodes(&self) -> Result<Vec<String>, OperateError> {
+        let reaped = async {
+            let mut connection = self.lend().await?;
+            let reaped = nodes::reap(&mut connection, self.namespace()).await?;
+            connection.give_back().await?;
+            Ok(reaped)
+        };
+        self.asked("forget silent nodes", reaped).await
+    }
 }

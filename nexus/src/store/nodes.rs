@@ -254,50 +254,6 @@ pub(crate) async fn deregister(
         .map(drop)
 }
 
-#[cfg(all(test, feature = "testing"))]
-mod tests {
-    use super::*;
-    use crate::testing::TestDatabase;
-
-    fn boot(build_id: &str) -> Node {
-        Node {
-            id: "a".to_owned(),
-            namespace: "demo".to_owned(),
-            app: "app".to_owned(),
-            build_id: build_id.to_owned(),
-            program: "program".to_owned(),
-            display_name: None,
-            description: None,
-            metadata: Value::Null,
-            handlers: Value::Null,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_node_that_was_forgotten_takes_no_id_from_a_newer_boot() {
-        let database = TestDatabase::new().await;
-        let mut connection = database.pool().await.acquire().await.unwrap();
-        sqlx::query("insert into core.namespaces (namespace) values ('demo')")
-            .execute(&mut *connection)
-            .await
-            .unwrap();
-        let (older, newer) = (boot("older"), boot("newer"));
-        let first = register(&mut connection, &older).await.unwrap().unwrap();
-        let second = register(&mut connection, &newer).await.unwrap().unwrap();
-        restore(&mut connection, &older, first).await.unwrap();
-        let beats = [
-            beat(&mut connection, "a", first).await.unwrap(),
-            beat(&mut connection, "a", second).await.unwrap(),
-        ];
-        assert_eq!(beats, [Beat::Fenced, Beat::Alive]);
-
-        deregister(&mut connection, "a", second).await.unwrap();
-        restore(&mut connection, &newer, second).await.unwrap();
-        let beat = beat(&mut connection, "a", second).await.unwrap();
-        assert_eq!(beat, Beat::Alive);
-    }
-}
-
 /// A node that is or was there.
 #[derive(Debug)]
 pub(crate) struct Listed {
@@ -348,8 +304,77 @@ pub(crate) async fn list(
                 registered_at: timestamp(row.get(5)),
                 last_heartbeat: timestamp(row.get(6)),
                 is_live: row.get(7),
-                handlers: row.try_get::<Json<Vec<Runnable>>, _>(8)?.0,
+                // What somebody has written there by hand is no reason to show nothing.
+                handlers: serde_json::from_value(row.try_get::<Json<Value>, _>(8)?.0)
+                    .unwrap_or_default(),
             })
         })
         .collect()
+}
+
+/// Forgets the nodes of a namespace that are not live, and returns which they were.
+pub(crate) async fn reap(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query("select core.require_access('app', $1)")
+        .bind(namespace)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query_scalar(
+        "with silent as materialized (
+             select node_id, epoch from core.nodes
+             where namespace = $1 and not core.is_live(last_heartbeat)
+         ), forgotten as materialized (
+             select node_id, core.remove_node(node_id, epoch) from silent
+         )
+         select node_id from forgotten order by 1",
+    )
+    .bind(namespace)
+    .fetch_all(connection)
+    .await
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::TestDatabase;
+
+    fn boot(build_id: &str) -> Node {
+        Node {
+            id: "a".to_owned(),
+            namespace: "demo".to_owned(),
+            app: "app".to_owned(),
+            build_id: build_id.to_owned(),
+            program: "program".to_owned(),
+            display_name: None,
+            description: None,
+            metadata: Value::Null,
+            handlers: Value::Null,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_forgotten_takes_no_id_from_a_newer_boot() {
+        let database = TestDatabase::new().await;
+        let mut connection = database.pool().await.acquire().await.unwrap();
+        sqlx::query("insert into core.namespaces (namespace) values ('demo')")
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        let (older, newer) = (boot("older"), boot("newer"));
+        let first = register(&mut connection, &older).await.unwrap().unwrap();
+        let second = register(&mut connection, &newer).await.unwrap().unwrap();
+        restore(&mut connection, &older, first).await.unwrap();
+        let beats = [
+            beat(&mut connection, "a", first).await.unwrap(),
+            beat(&mut connection, "a", second).await.unwrap(),
+        ];
+        assert_eq!(beats, [Beat::Fenced, Beat::Alive]);
+
+        deregister(&mut connection, "a", second).await.unwrap();
+        restore(&mut connection, &newer, second).await.unwrap();
+        let beat = beat(&mut connection, "a", second).await.unwrap();
+        assert_eq!(beat, Beat::Alive);
+    }
 }

@@ -101,14 +101,28 @@ impl Console {
     }
 }
 
-/// An error, with its causes in the same line.
+/// Says what went wrong, in a line.
 pub(crate) fn complain(error: &anyhow::Error) {
     let style = AnsiColor::Red.on_default().bold();
     let _ = writeln!(
         anstream::stderr(),
         "{style}error:{style:#} {}",
-        safe(&format!("{error:#}"))
+        safe(&told(error))
     );
+}
+
+/// An error with its causes, but for those that it has told itself.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told.push_str(": ");
+            told.push_str(&cause);
+        }
+    }
+    told
 }
 
 pub(crate) const DIM: Style = Style::new().dimmed();
@@ -144,7 +158,7 @@ pub(crate) fn cut(text: &str, most: usize) -> String {
 
 /// Rows of cells, aligned. The last column is as long as it is.
 pub(crate) struct Table {
-    head: Vec<&'static str>,
+    head: Vec<String>,
     rows: Vec<Vec<Cell>>,
 }
 
@@ -173,13 +187,26 @@ impl Table {
     /// A column whose name begins with `>` is of numbers. Without any names there is no head.
     pub(crate) fn new<const N: usize>(head: [&'static str; N]) -> Self {
         Self {
-            head: head.into(),
+            head: head.map(str::to_owned).into(),
             rows: Vec::new(),
         }
     }
 
+    /// Columns whose names came from somewhere else.
+    pub(crate) fn named(names: &[String]) -> Self {
+        Self {
+            head: names.iter().map(|name| safe(name)).collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// A row that has as many cells as there are columns.
+    pub(crate) fn push(&mut self, cells: Vec<Cell>) {
+        self.rows.push(cells);
+    }
+
     pub(crate) fn row<const N: usize>(&mut self, cells: [Cell; N]) {
-        self.rows.push(cells.into());
+        self.push(cells.into());
     }
 
     /// As lines that begin with `indent`.
@@ -202,6 +229,7 @@ impl Table {
                 let (before, after) = if is_right { (&*pad, "") } else { ("", &*pad) };
                 let after = if index == last { "" } else { after };
                 let gap = if index == last { "\n" } else { "  " };
+                let style = if cell.is_empty() { Style::new() } else { style };
                 let _ = write!(text, "{before}{style}{cell}{style:#}{after}{gap}");
             }
         };
@@ -228,6 +256,17 @@ mod tests {
         assert_eq!(
             text,
             "  name     waiting  error\n  a              7  x [2Jy z\n  billing    1000+  \n"
+        );
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("permission denied")
+            .context("the server says: permission denied")
+            .context("could not look");
+        assert_eq!(
+            told(&error),
+            "could not look: the server says: permission denied"
         );
     }
 

@@ -4,7 +4,7 @@ use std::{fmt, io, process::ExitCode};
 
 use nexus::client::{
     ConnectError, EditError, EmitError, OperateError, PayloadError, ReplayError, RetireError,
-    ScheduleError,
+    ScheduleError, SqlError,
 };
 
 use crate::console;
@@ -79,6 +79,9 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             return Some(error);
         }
         if let Some(EditError::Operate(error)) = error.downcast_ref() {
+            return Some(error);
+        }
+        if let Some(SqlError::Operate(error)) = error.downcast_ref() {
             return Some(error);
         }
         if let Some(ReplayError::Operate(error)) = error.downcast_ref() {

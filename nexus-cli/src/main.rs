@@ -90,6 +90,8 @@ enum Command {
     /// Look at the schema of the database, bring it up or take it down
     #[command(subcommand)]
     Migrate(c::migrate::Migrate),
+    /// Run SQL that only reads, unless asked, or a named query
+    Sql(c::sql::Sql),
     /// Write a script that completes commands in a shell
     #[command(after_help = "Example: nexus completions bash > /etc/bash_completion.d/nexus")]
     Completions {
@@ -157,6 +159,7 @@ async fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Schedules(command) => command.run(&session, console).await,
         Command::Nodes(command) => command.run(&session, console).await,
         Command::Schemas(command) => command.run(&session, console).await,
+        Command::Sql(command) => command.run(&session, console).await,
         Command::Migrate(_) | Command::Completions { .. } => Ok(()),
     }
 }

@@ -1,6 +1,11 @@
 //! Which database and namespace are meant.
 
-use std::{collections::HashMap, env, time::Duration};
+use std::{
+    collections::HashMap,
+    env,
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use nexus::{Client, Database, Pooler, jiff::Timestamp};
@@ -164,10 +169,12 @@ pub(crate) fn log_to_stderr() {
     let filter = env::var("CORE_LOG_LEVEL")
         .ok()
         .and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok())
-        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn"));
+        // That a statement took its time is seen without a warning.
+        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn,sqlx=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();

@@ -865,6 +865,69 @@ async fn silent_nodes_are_forgotten() {
 }
 
 #[tokio::test]
+async fn sql_reads_and_writes_only_if_asked() {
+    let (app, event_id) = with_a_parcel().await;
+    let run =
+        async |arguments: &[&str]| nexus(app.database(), &[&["sql"], arguments].concat()).await;
+    let canned = run(&["--json"]).await.json();
+    let names = canned.as_array().unwrap().iter();
+    let names: Vec<_> = names.map(|query| query["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"queue-metrics"), "{names:?}");
+    for name in names {
+        let shown = run(&[name, "--json"]).await.json();
+        assert!(shown[0]["rows"].is_array(), "{name}: {shown}");
+    }
+    let counted = run(&["events-by-type", "--json"]).await.json();
+    assert_eq!(
+        (&counted[0]["rows"][0]["count"], &counted[0]["affected"]),
+        (&json!(1), &json!(2))
+    );
+
+    let several = "select event_id, payload, null as nothing, true as yes from core.event_log order by 1; select 1.5::float8 as x";
+    let shown = run(&[several, "--json", "--limit", "1"]).await.json();
+    let first =
+        json!({ "event_id": event_id, "payload": { "parcel": 7 }, "nothing": null, "yes": true });
+    assert_eq!(
+        shown,
+        json!([{ "rows": [first], "isMore": true, "affected": 0 }])
+    );
+    let shown = run(&["select 'a\u{1b}b' as x, null as y; select 2 where false"])
+        .await
+        .ok();
+    assert_eq!(shown, "x    y\na b  null\n1 row\n\n0 rows\n");
+
+    let delete = "delete from core.nodes";
+    for text in [
+        delete,
+        "commit; delete from core.nodes",
+        "select core.emit('demo', 'parcel.sent', '{}')",
+    ] {
+        let said = run(&[text]).await.failed(1);
+        assert!(said.contains("read-only transaction"), "{said}");
+    }
+    assert!(run(&["selec"]).await.failed(1).contains("syntax error"));
+    assert!(
+        run(&[delete, "--write"])
+            .await
+            .failed(2)
+            .contains("give --yes")
+    );
+    assert_eq!(
+        sqlx_count(app.database(), "select count(*) from core.nodes").await,
+        1
+    );
+    let update = "update core.nodes set description = 'mine'; select description from core.nodes";
+    let done = run(&[update, "--write", "--yes", "--json"]).await.json();
+    assert_eq!(
+        (&done[0]["affected"], &done[1]["rows"][0]["description"]),
+        (&json!(1), &json!("mine"))
+    );
+    let written = "select count(*) from core.nodes where description = 'mine'";
+    assert_eq!(sqlx_count(app.database(), written).await, 1);
+    app.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_subscription_is_retired_once_nobody_declares_it() {
     let (app, _) = with_a_parcel().await;
     let database = app.database().clone();

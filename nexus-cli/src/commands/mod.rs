@@ -10,6 +10,7 @@ pub(crate) mod nodes;
 pub(crate) mod replay;
 pub(crate) mod schedules;
 pub(crate) mod schemas;
+pub(crate) mod sql;
 pub(crate) mod status;
 
 use std::io::Read as _;

@@ -31,6 +31,7 @@ mod replays;
 mod retire;
 mod roles;
 mod schedules;
+mod sql;
 mod tx;
 mod url;
 mod wake;
@@ -59,6 +60,7 @@ pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus
 pub use retire::{Leftovers, RetireError, Retired};
 pub use roles::{Access, CreatedRole, RoleError};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
+pub use sql::{CannedQuery, SqlAccess, SqlError, SqlOutcome, canned_queries};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;
 pub(crate) use wake::Bell;

@@ -13,6 +13,7 @@
 //! - [`maintenance`]: what has to be done from time to time.
 //! - [`roles`]: who may do what in which namespace.
 //! - [`notify`]: the doorbell.
+//! - [`free_sql`]: what somebody writes who looks into the database.
 //! - [`horizon`]: who keeps the server from cleaning up.
 //!
 //! Values are bound, never spliced. The names of queues stand in the text of statements; they come
@@ -23,6 +24,7 @@ pub(crate) mod delayed_emits;
 pub(crate) mod deliveries;
 pub(crate) mod depths;
 pub(crate) mod event_log;
+pub(crate) mod free_sql;
 pub(crate) mod horizon;
 pub(crate) mod logged_events;
 pub(crate) mod maintenance;

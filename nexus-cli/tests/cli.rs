@@ -66,10 +66,13 @@ impl Run {
         self.out
     }
 
+    /// The document that it printed, whose fields are promised.
     #[track_caller]
     fn json(self) -> Value {
         let out = self.ok();
-        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+        let document = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"));
+        check_documented(&document);
+        document
     }
 
     /// What it said, if it ended with this code and printed nothing.
@@ -77,6 +80,27 @@ impl Run {
     fn failed(self, code: i32) -> String {
         assert_eq!((self.code, self.out.as_str()), (code, ""), "{self:#?}");
         self.err
+    }
+}
+
+/// Every field of the program's own stands in its documentation.
+#[track_caller]
+fn check_documented(document: &Value) {
+    const DOCUMENTED: &str = include_str!("../../docs/cli.md");
+    match document {
+        Value::Array(elements) => elements.iter().for_each(check_documented),
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let is_documented = DOCUMENTED.contains(&format!("`{name}`"));
+                assert!(is_documented, "field `{name}` is not in docs/cli.md");
+                let is_foreign = ["payload", "metadata", "originalEvent", "schema", "rows"];
+                let is_depth = value.get("isMore").is_some();
+                if !is_foreign.contains(&name.as_str()) && !is_depth {
+                    check_documented(value);
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -808,7 +832,8 @@ async fn handlers_nodes_and_schemas_are_shown() {
     );
     let schema = nexus(database, &["schemas", "show", "parcel.sent"])
         .await
-        .json();
+        .ok();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
     assert_eq!(schema["properties"]["parcel"]["type"], "integer");
     let said = nexus(
         database,

@@ -274,3 +274,15 @@ fn as_root_the_data_are_outside_of_the_project() {
     fs::remove_dir_all(cluster.parent().expect("the project's")).expect("nobody uses it any more");
     assert!(!home.project.join(".nexus").exists());
 }
+
+#[test]
+fn what_only_looks_makes_no_cluster() {
+    let folder = Folder::new();
+    let options = nexus_embedded::Options::dev().data_folder(folder.path().join("data"));
+    let found = nexus_embedded::Server::start_existing(&options).expect("it can look");
+    assert!(found.is_none());
+    assert!(!folder.path().join("data").exists());
+    let made = nexus_embedded::Server::start(&options).expect("a server starts");
+    let found = nexus_embedded::Server::start_existing(&options).expect("it can look");
+    assert_eq!(found.expect("there is one").url("nexus"), made.url("nexus"));
+}

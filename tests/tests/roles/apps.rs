@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use nexus::{Client, Database, StartError, client::ConnectError, prelude::*};
+use nexus::{
+    Client, Database, StartError,
+    client::{ConnectError, SqlAccess, SqlError},
+    prelude::*,
+};
 use nexus_tests::{until, within};
 use sqlx::PgPool;
 use tokio::sync::Notify;
@@ -460,5 +464,68 @@ async fn partitions_are_made_by_bound_roles_and_dropped_by_the_owner() {
     assert!(!dropped.is_empty());
     let log = super::secrets::logged();
     assert!(!log.contains("must be owner"), "{log}");
+    test.end().await;
+}
+
+#[tokio::test]
+async fn whoever_may_only_read_sees_all_of_its_namespace_and_nothing_of_another() {
+    let test = Test::new().await;
+    let owner = Database::from_url(test.database.url(), "the test").unwrap();
+    let shop = Client::connect(&owner, "shop").await.unwrap();
+    let mall = Client::connect(&owner, "mall").await.unwrap();
+    let event_id = shop.emit(&Wanted { number: 1 }).await.unwrap();
+    let other = mall.emit(&Wanted { number: 2 }).await.unwrap();
+
+    let reader = test.tenant("shop", "read").await;
+    let database = Database::from_url(&test.url_of(&reader), "the test").unwrap();
+    let client = Client::attach(&database, "shop").await.unwrap();
+    let mut tail = client.events().tail().await.unwrap();
+    let later = shop.emit(&Wanted { number: 3 }).await.unwrap();
+    let told = tail.next(10).await.unwrap();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].event_id, later);
+    assert!(client.event(event_id).await.unwrap().is_some());
+    assert!(client.event(other).await.unwrap().is_none());
+    assert_eq!(client.events().list(10).await.unwrap().len(), 2);
+    assert!(
+        client
+            .deliveries(&[event_id, other])
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let groups = client.groups().await.unwrap();
+    let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+    assert_eq!(names, ["default"]);
+    assert!(client.nodes().await.unwrap().is_empty());
+    assert!(client.event_types().await.unwrap().is_empty());
+    assert!(client.schedules().await.unwrap().is_empty());
+    assert!(client.replays(10).await.unwrap().is_empty());
+    assert!(client.dead_letters("default", 10).await.unwrap().is_empty());
+    client.xmin_holder().await.unwrap();
+    let counted = client
+        .sql(
+            "select count(*) from core.event_log",
+            SqlAccess::ReadOnly,
+            1,
+        )
+        .await
+        .unwrap();
+    assert_eq!(counted[0].rows[0][0], 2);
+
+    client.emit(&Wanted { number: 4 }).await.unwrap_err();
+    client.reap_nodes().await.unwrap_err();
+    let refused = client
+        .sql("delete from core.nodes", SqlAccess::Write, 1)
+        .await;
+    assert!(
+        matches!(refused, Err(SqlError::Refused { .. })),
+        "{refused:?}"
+    );
+    let refused = Client::attach(&database, "mall").await.unwrap_err();
+    let ConnectError::UnknownNamespace { known, .. } = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(known, ["shop"]);
     test.end().await;
 }

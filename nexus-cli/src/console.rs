@@ -68,7 +68,7 @@ impl Console {
                 "{what}: give --yes, as there is no terminal to ask at (--dry-run only tells)"
             )));
         }
-        let _ = write!(anstream::stderr(), "{what}. Go on? [y/N] ");
+        let _ = write!(anstream::stderr(), "{}. Go on? [y/N] ", safe(what));
         let answer = tokio::task::spawn_blocking(|| {
             let mut answer = String::new();
             io::stdin().read_line(&mut answer).map(|_| answer)

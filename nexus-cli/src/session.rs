@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use nexus::{Client, Database, Pooler, jiff::Timestamp};
 use nexus_embedded::{DEFAULT_DATABASE, Options, Server};
 
-use crate::{Global, failure::usage};
+use crate::{Global, console::Console, failure::usage};
 
 /// A client of the namespace that is meant.
 pub(crate) struct Session {
@@ -35,6 +35,13 @@ impl Session {
             target: place.database.target(),
             _server: place.server,
         })
+    }
+
+    /// Asks before something is done that cannot be undone, and says where that would be.
+    pub(crate) async fn ask(&self, console: &Console, what: &str) -> anyhow::Result<()> {
+        let (namespace, target) = (self.client.namespace(), &self.target);
+        let asked = format!("namespace {namespace} at {target}: {what}");
+        console.ask(&asked).await
     }
 }
 

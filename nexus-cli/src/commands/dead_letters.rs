@@ -448,7 +448,7 @@ impl Redrive {
             let plan = redrive().dry_run().await?;
             let messages = count(plan.messages, "dead letter");
             let what = format!("{messages} of group {} will be handled again", self.group);
-            console.ask(&what).await?;
+            session.ask(console, &what).await?;
         }
         console.begin("redriving");
         let bar = console.progress();
@@ -554,7 +554,7 @@ impl Purge {
         } else {
             let letters = count(plan.letters, "dead letter");
             let what = format!("{letters} of group {} will be deleted", self.group);
-            console.ask(&what).await?;
+            session.ask(console, &what).await?;
             console.begin("purging");
             let bar = console.progress();
             let done = purge()

@@ -328,8 +328,8 @@ fn print_line(event: &LoggedEvent, console: &Console) -> anyhow::Result<()> {
         "{DIM}{}{DIM:#}  {}  {}  {}  {}\n",
         full(event.emitted_at),
         event.event_id,
-        type_and_version(event),
+        safe(&type_and_version(event)),
         safe(key),
-        cut(&event.payload.to_string(), 100)
+        cut(&safe(&event.payload.to_string()), 100)
     ))
 }

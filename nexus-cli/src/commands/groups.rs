@@ -134,8 +134,7 @@ impl Retire {
         let (done, left) = if self.dry_run {
             (plan, None)
         } else {
-            console
-                .ask(&format!(
+            session.ask(console, &format!(
                     "{group}/{handler} is sent nothing any more, and {messages} of it will be {fate}"
                 ))
                 .await?;

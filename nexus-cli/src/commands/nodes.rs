@@ -53,7 +53,7 @@ async fn reap(
             count(ids.len() as u64, "node"),
             ids.join(", ")
         );
-        console.ask(&what).await?;
+        session.ask(console, &what).await?;
         ids = session.client.reap_nodes().await?;
     }
     if console.is_json {

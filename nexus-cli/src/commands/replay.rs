@@ -142,7 +142,7 @@ impl Start {
         }
         let group = &self.group;
         let what = format!("{messages} will be delivered to group {group} once more");
-        console.ask(&what).await?;
+        session.ask(console, &what).await?;
         let id = replay.start().await?;
         if !self.wait {
             if console.is_json {

@@ -210,11 +210,14 @@ async fn remove(
         );
     };
     if !is_dry {
-        console
-            .ask(&format!(
-                "scheduled task `{name}` ({}) will be removed with its history",
-                task.expression
-            ))
+        session
+            .ask(
+                console,
+                &format!(
+                    "scheduled task `{name}` ({}) will be removed with its history",
+                    task.expression
+                ),
+            )
             .await?;
         session.client.unschedule(name).await?;
     }

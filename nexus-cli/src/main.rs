@@ -43,16 +43,26 @@ Example: nexus status --namespace shop";
 #[derive(Debug, Args)]
 struct Global {
     /// The database; never shown with its password
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        help_heading = "For every command"
+    )]
     database_url: Option<String>,
     /// The namespace
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        help_heading = "For every command"
+    )]
     namespace: Option<String>,
     /// Print JSON: one document, whose shape stays (`tail`: one a line)
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "For every command")]
     json: bool,
     /// Do not ask
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = "For every command")]
     yes: bool,
 }
 

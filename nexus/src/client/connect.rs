@@ -258,10 +258,11 @@ impl Database {
     /// another program, or may not be read.
     pub async fn schema(&self) -> Result<SchemaStatus, ConnectError> {
         self.reach().await?;
+        let pool = self.pool(1).await?;
         let asked = async {
-            let mut connection = PgConnection::connect_with(&self.options).await?;
-            let history = nexus_migrations::history(&mut connection).await;
-            let _ = connection.close().await;
+            let mut lent = self.lend(&pool).await?;
+            let history = nexus_migrations::history(&mut lent).await;
+            lent.give_back().await?;
             Ok(history)
         };
         let history = store::answered_within(lent::ANSWER, asked)

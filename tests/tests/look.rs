@@ -99,7 +99,7 @@ async fn events_are_found_by_what_they_are() {
     let database = TestDatabase::new().await;
     let app = TestApp::start_on(&database, App::discover().only(["lose"])).await;
     let client = app.client();
-    let before = Timestamp::now() - Duration::from_secs(3600);
+    let before = Timestamp::now() - Duration::from_hours(1);
     let mut sent = Vec::new();
     for parcel in 0..5 {
         sent.push(client.emit(&ParcelSent { parcel }).await.unwrap());

@@ -82,14 +82,14 @@ create table core.subscriptions (
 
 create index subscriptions_event_type on core.subscriptions (namespace, event_type);
 
--- When the oldest transaction of this database began. Sessions of other roles hide it from roles
--- without pg_read_all_stats, as they hide their type; then a day ago, which is long for an open
--- transaction.
+-- When the oldest transaction of this database began, or a second before: a session shows what it does a moment after
+-- it has begun. Sessions of other roles hide it from roles without pg_read_all_stats, as they hide their type; then a
+-- day ago, which is long for an open transaction. To be asked before a snapshot is taken that it belongs to.
 create function core.oldest_transaction_start() returns timestamptz
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-    select core.now() - (now() - least(
+    select core.now() - interval '1 second' - (now() - least(
         now(),
         min(case when backend_type is null then now() - interval '1 day' else xact_start end),
         (select min(prepared) - interval '1 day' from pg_prepared_xacts where database = current_database())

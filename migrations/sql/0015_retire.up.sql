@@ -306,6 +306,8 @@ declare
     ids bigint[];
     -- By group and handler: the snapshot that the cut begins with, and the first version that is owed.
     back jsonb := '{}';
+    -- Before any snapshot that a cut begins with is taken: a transaction that commits between the two would be in neither.
+    oldest timestamptz := core.oldest_transaction_start();
 begin
     -- Serializes registrations in the namespace; emits only read the row and are not held up.
     select subscriptions_version into version from core.namespaces
@@ -357,8 +359,7 @@ begin
             (namespace, group_name, handler, event_type, event_version, app, queue_name,
              since_version, since_snapshot, first_snapshot, owed_from, since_at)
         select p_namespace, w.group_name, w.handler, w.event_type, w.event_version, p_app,
-               core.queue_name(p_namespace, w.group_name), version + 1, w.seen, w.seen, w.owed_from,
-               core.oldest_transaction_start()
+               core.queue_name(p_namespace, w.group_name), version + 1, w.seen, w.seen, w.owed_from, oldest
         from wanted w
         on conflict (namespace, group_name, handler) do update
             set event_type = excluded.event_type, event_version = excluded.event_version, app = excluded.app,

@@ -216,6 +216,55 @@ async fn whoever_follows_the_log_misses_no_transaction_that_was_open_for_long() 
     app.shutdown().await;
 }
 
+/// Each look falls into the middle of other transactions: their beginning, and their commit.
+#[tokio::test]
+async fn whoever_follows_the_log_is_told_of_each_event_once_however_many_commit() {
+    const EMITTERS: u32 = 4;
+    const EVENTS: u32 = 500;
+    let app = TestApp::without_workers(App::discover().only(["lose"])).await;
+    let client = app.client();
+    let mut tail = client.events().tail().await.unwrap();
+    let emitters: Vec<_> = (0..EMITTERS)
+        .map(|emitter| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut emitted = Vec::new();
+                for number in 0..EVENTS {
+                    let parcel = emitter * EVENTS + number;
+                    emitted.push(client.emit(&ParcelSent { parcel }).await.unwrap());
+                }
+                emitted
+            })
+        })
+        .collect();
+    let mut told = Vec::new();
+    while !emitters.iter().all(tokio::task::JoinHandle::is_finished) {
+        told.extend(ids(&tail.next(100).await.unwrap()));
+    }
+    let mut emitted = Vec::new();
+    for emitter in emitters {
+        emitted.extend(emitter.await.unwrap());
+    }
+    loop {
+        let page = tail.next(100).await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        told.extend(ids(&page));
+    }
+    told.sort_unstable();
+    emitted.sort_unstable();
+    let lost: Vec<&i64> = emitted.iter().filter(|id| !told.contains(id)).collect();
+    assert!(
+        lost.is_empty(),
+        "{} of {} were not told of",
+        lost.len(),
+        emitted.len()
+    );
+    assert_eq!(told, emitted);
+    app.shutdown().await;
+}
+
 fn of<'a>(deliveries: &'a [Delivery], handler: &str) -> &'a Delivery {
     let mut found = deliveries
         .iter()

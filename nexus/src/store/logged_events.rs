@@ -39,15 +39,18 @@ pub(crate) struct Moment {
 }
 
 pub(crate) async fn moment(connection: &mut PgConnection) -> sqlx::Result<Moment> {
-    let row = sqlx::query(
-        "select pg_current_snapshot()::text,
-                (extract(epoch from core.oldest_transaction_start()) * 1000000)::bigint",
+    // Before the snapshot: in one statement with it, a transaction that commits between the two would be in neither.
+    let oldest_micros = sqlx::query_scalar(
+        "select (extract(epoch from core.oldest_transaction_start()) * 1000000)::bigint",
     )
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
+    let snapshot = sqlx::query_scalar("select pg_current_snapshot()::text")
+        .fetch_one(connection)
+        .await?;
     Ok(Moment {
-        snapshot: row.get(0),
-        oldest_micros: row.get(1),
+        snapshot,
+        oldest_micros,
     })
 }
 

@@ -979,6 +979,37 @@ async fn sql_reads_and_writes_only_if_asked() {
 }
 
 #[tokio::test]
+async fn a_group_is_paused_until_it_is_resumed() {
+    let (app, _) = with_a_parcel().await;
+    let database = app.database().clone();
+    for _ in 0..2 {
+        let shown = nexus(&database, &["groups", "pause", "pessimists"]).await;
+        assert!(shown.ok().contains("pessimists (paused)"));
+    }
+    app.client().emit(&ParcelSent { parcel: 2 }).await.unwrap();
+    let status = nexus(&database, &["status", "--json"]).await.json();
+    let paused: Vec<(&Value, bool)> = status["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| (&group["group"], group["pausedAt"].is_string()))
+        .filter(|(_, is_paused)| *is_paused)
+        .collect();
+    assert_eq!(paused, [(&json!("pessimists"), true)]);
+    let resumed = nexus(&database, &["groups", "resume", "pessimists", "--json"]).await;
+    assert_eq!(resumed.json()[0]["pausedAt"], Value::Null);
+    app.drained().await;
+    let lost = "select count(*) from core.event_log where event_type = 'parcel.lost'";
+    assert_eq!(sqlx_count(&database, lost).await, 2);
+    let said = nexus(&database, &["groups", "pause", "optimists"]).await;
+    assert!(
+        said.failed(1).contains("pessimists"),
+        "names those that there are"
+    );
+    app.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_subscription_is_retired_once_nobody_declares_it() {
     let (app, _) = with_a_parcel().await;
     let database = app.database().clone();

@@ -16,6 +16,21 @@ pub(crate) enum Groups {
     /// List the groups, with what waits in their queues; counted up to 1000
     #[command(after_help = "Example: nexus groups list --namespace shop")]
     List,
+    /// Let no node claim messages of a group until it is resumed
+    #[command(after_help = "\
+What nodes have claimed already is handled. Events are delivered as ever, so messages gather in the queue.
+
+Example: nexus groups pause billing")]
+    Pause {
+        /// The group
+        group: String,
+    },
+    /// Let the messages of a paused group be claimed again
+    #[command(after_help = "Example: nexus groups resume billing")]
+    Resume {
+        /// The group
+        group: String,
+    },
     /// Retire the subscription of a handler that no live build declares
     Retire(Retire),
 }
@@ -51,9 +66,30 @@ impl Groups {
                 }
                 console.print(&table(&groups).text(""))
             }
+            Self::Pause { group } => {
+                session.client.pause_group(&group).await?;
+                show(&group, session, console).await
+            }
+            Self::Resume { group } => {
+                session.client.resume_group(&group).await?;
+                show(&group, session, console).await
+            }
             Self::Retire(retire) => retire.run(session, console).await,
         }
     }
+}
+
+/// Shows a group as it is now.
+async fn show(group: &str, session: &Session, console: &Console) -> anyhow::Result<()> {
+    let groups = session.client.groups().await?;
+    let groups: Vec<Group> = groups
+        .into_iter()
+        .filter(|shown| shown.name == group)
+        .collect();
+    if console.is_json {
+        return console.print_json(&groups.iter().map(document).collect());
+    }
+    console.print(&table(&groups).text(""))
 }
 
 pub(super) fn depth(depth: Depth) -> Value {
@@ -64,6 +100,7 @@ pub(super) fn document(group: &Group) -> Value {
     json!({
         "group": group.name,
         "queue": group.queue,
+        "pausedAt": group.paused_at,
         "messages": depth(group.depth),
         "failed": group.failed,
         "lagSeconds": group.lag().map(|lag| lag.as_secs_f64()),
@@ -104,8 +141,12 @@ pub(super) fn table(groups: &[Group]) -> Table {
             .collect();
         let more = if group.depth.is_more { "+" } else { "" };
         let failed = format!("{}{more}", group.failed);
+        let name = match group.paused_at {
+            Some(_) => Cell::new(format!("{} (paused)", group.name), WARN),
+            None => (&group.name).into(),
+        };
         table.row([
-            (&group.name).into(),
+            name,
             group.depth.to_string().into(),
             if group.failed > 0 {
                 Cell::new(failed, WARN)

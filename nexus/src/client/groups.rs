@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use jiff::Timestamp;
+
 use super::{Client, OperateError};
 use crate::store::{depths, subscriptions};
 
@@ -45,6 +47,8 @@ pub struct Group {
     pub name: String,
     /// The name of its queue; the table is `pgmq.q_<queue>`.
     pub queue: String,
+    /// Since when it is [paused](Client::pause_group); `None` if it is not.
+    pub paused_at: Option<Timestamp>,
     /// Messages that wait or are being handled, whoever they are for.
     pub depth: Depth,
     /// How many of those that were counted have failed before.
@@ -107,6 +111,7 @@ impl Client {
         let most = i64::from(MOST);
         let listed = async {
             let mut connection = self.lend().await?;
+            let pauses = subscriptions::pauses(&mut connection, namespace).await?;
             let mut groups = Vec::new();
             for (name, queue) in
                 subscriptions::groups_with_queues(&mut connection, namespace).await?
@@ -114,7 +119,10 @@ impl Client {
                 let messages = depths::of_queue(&mut connection, &queue, most).await?;
                 let letters = format!("{queue}_dlq");
                 let letters = depths::of_queue(&mut connection, &letters, most).await?;
+                let mut pauses = pauses.iter();
+                let pause = pauses.find(|(paused, _)| *paused == name);
                 groups.push(Group {
+                    paused_at: pause.map(|(_, at)| *at),
                     name,
                     depth: Depth::new(messages.messages),
                     failed: messages.failed.unsigned_abs().min(u64::from(MOST)),

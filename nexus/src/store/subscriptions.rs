@@ -240,6 +240,24 @@ pub(crate) async fn groups(
         .await
 }
 
+/// The groups of a namespace that are paused, and since when.
+pub(crate) async fn pauses(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> sqlx::Result<Vec<(String, Timestamp)>> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "select group_name, (extract(epoch from paused_at) * 1000000)::bigint
+         from core.groups where namespace = $1 and paused_at is not null",
+    )
+    .bind(namespace)
+    .fetch_all(connection)
+    .await?;
+    let rows = rows.into_iter();
+    Ok(rows
+        .map(|(group, micros)| (group, timestamp(micros)))
+        .collect())
+}
+
 /// The groups of a namespace and their queues.
 pub(crate) async fn groups_with_queues(
     connection: &mut PgConnection,

@@ -68,6 +68,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     17 "0017_letters_by_place",
     18 "0018_versions_in_plan",
     19 "0019_paused_groups",
+    20 "0020_tokens",
 ];
 
 /// The version that this build works with.

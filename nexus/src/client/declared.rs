@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Client, Emission, OperateError, PayloadProblems, schedules::names};
+use super::{Client, Emission, Emissions, OperateError, PayloadProblems, schedules::names};
 use crate::{
-    event::{EncodeError, Misfit, Outgoing, check_payload, encode},
+    event::{EncodeError, InvalidName, Misfit, Outgoing, check_event_type, check_payload, encode},
     store::subscriptions,
 };
 
@@ -69,6 +69,15 @@ pub enum PayloadError {
         /// What does not fit, and where.
         problems: PayloadProblems,
     },
+    /// No event type is called so; the text says what is accepted.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// Versions of events count from 1.
+    #[error("versions of events count from 1 to 2147483647, found {version}")]
+    Version {
+        /// What was given.
+        version: u32,
+    },
     /// The payload has no form that can be stored.
     #[error(transparent)]
     Encode(#[from] EncodeError),
@@ -129,6 +138,7 @@ impl Client {
         version: Option<u32>,
         payload: &Value,
     ) -> Result<u32, PayloadError> {
+        check_event_type(event_type)?;
         let declared = self.declared(Some(event_type)).await?;
         if declared.is_empty() {
             let declared = self.event_types().await?.into_iter();
@@ -198,5 +208,50 @@ impl Client {
         let text = encode(event_type, payload, self.limits().payload_bytes)?;
         let outgoing = Outgoing::of_json(event_type.to_owned(), version, text);
         Ok(Emission::new(self, None, Ok(outgoing)))
+    }
+
+    /// An emission of an event of a type that no app has to have declared: nothing but its name and size is
+    /// checked. A handler that takes another version than this waits for it in vain.
+    ///
+    /// # Errors
+    ///
+    /// [`PayloadError`]: no event type is called so, the version is none, or the payload has no form that can be
+    /// stored.
+    pub fn emit_undeclared(
+        &self,
+        event_type: &str,
+        version: u32,
+        payload: &Value,
+    ) -> Result<Emission<'_>, PayloadError> {
+        check_event_type(event_type)?;
+        if version == 0 || i32::try_from(version).is_err() {
+            return Err(PayloadError::Version { version });
+        }
+        let text = encode(event_type, payload, self.limits().payload_bytes)?;
+        let outgoing = Outgoing::of_json(event_type.to_owned(), version, text);
+        Ok(Emission::new(self, None, Ok(outgoing)))
+    }
+
+    /// Puts emissions together, so that all of their events are stored in one transaction, or none. Await it for
+    /// their ids, in order.
+    ///
+    /// An emission with a transaction of yours ([`emit_in`](Self::emit_in)) leaves that transaction.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(client: &nexus::Client) -> nexus::Result {
+    /// let paid = client.emit_json("order.paid", None, &serde_json::json!({ "order": 7 })).await?;
+    /// let sent = client.emit_json("parcel.sent", None, &serde_json::json!({ "parcel": 3 })).await?;
+    /// let ids = client.emit_together([paid.idempotency_key("order-7"), sent]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn emit_together<'a>(
+        &'a self,
+        emissions: impl IntoIterator<Item = Emission<'a>>,
+    ) -> Emissions<'a> {
+        let outgoing = emissions.into_iter().map(Emission::into_outgoing).collect();
+        Emissions::new(self, outgoing)
     }
 }

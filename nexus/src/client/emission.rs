@@ -100,6 +100,10 @@ impl<'a> Emission<'a> {
         self.with(|outgoing| outgoing.traceparent = Some(traceparent))
     }
 
+    pub(super) fn into_outgoing(self) -> Result<Outgoing, EncodeError> {
+        self.outgoing
+    }
+
     fn with(mut self, set: impl FnOnce(&mut Outgoing)) -> Self {
         if let Ok(outgoing) = &mut self.outgoing {
             set(outgoing);

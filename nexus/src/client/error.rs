@@ -1,4 +1,6 @@
-use crate::event::EncodeError;
+use std::error::Error as StdError;
+
+use crate::{event::EncodeError, store};
 
 /// Why an event could not be emitted. Unless it is [`Unknown`](Self::Unknown), nothing was stored.
 #[derive(Debug, thiserror::Error)]
@@ -61,4 +63,18 @@ pub enum EmitError {
     /// Subscriptions of the namespace change faster than this emit can follow. Emit again.
     #[error("the namespace's subscriptions keep changing")]
     PlanKeepsChanging,
+}
+
+/// Whether an error of the client says that the database is away or has no room, so that the same may succeed
+/// later.
+#[must_use]
+pub fn is_unavailable(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+            return store::is_away(error) || store::is_unanswered(error);
+        }
+        next = error.source();
+    }
+    false
 }

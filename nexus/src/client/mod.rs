@@ -10,6 +10,8 @@
 //! - [`Replay`] delivers events of the log once more.
 //! - [`Access`] is what a role may do in a namespace, which [`Database`] grants and revokes.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
+//! - [`Token`] is what a program shows that comes over HTTP.
+//! - [`is_unavailable`] says of an error whether the database is to blame for it.
 //! - `wake` tells workers that there is something to do.
 
 mod connect;
@@ -32,6 +34,7 @@ mod retire;
 mod roles;
 mod schedules;
 mod sql;
+mod tokens;
 mod tx;
 mod url;
 mod wake;
@@ -46,7 +49,7 @@ pub use declared::{DeclaredType, PayloadError};
 pub use delayed::DelayedEvent;
 pub use deliveries::{Delivery, DeliveryState};
 pub use emission::{Emission, EmissionInTx, Emissions};
-pub use error::EmitError;
+pub use error::{EmitError, is_unavailable};
 pub use groups::{Depth, Group, GroupHandler};
 pub use horizon::XminHolder;
 pub(crate) use lent::{
@@ -61,6 +64,7 @@ pub use retire::{Leftovers, RetireError, Retired};
 pub use roles::{Access, CreatedRole, RoleError};
 pub use schedules::{LeftOut, ScheduleError, ScheduledTask, Scheduling, TaskRun};
 pub use sql::{CannedQuery, SqlAccess, SqlError, SqlOutcome, canned_queries};
+pub use tokens::{CreatedToken, InvalidScope, Scope, Token, TokenError};
 pub(crate) use tx::NOT_WHOLE;
 pub use tx::Tx;
 pub(crate) use wake::Bell;

@@ -6,6 +6,7 @@
 //! - [`Envelope`] is an event with its identity, its time and where it came from.
 //! - [`check_event_type`] and [`check_name`] are the grammar of the names that are stored.
 //! - [`EncodeError`] says which events cannot be stored.
+//! - [`is_traceparent`] knows the form of the W3C's trace context.
 //! - [`PayloadProblem`] says where a payload does not fit the schema of its type.
 
 mod encode;
@@ -25,6 +26,7 @@ pub use name::{InvalidName, check_event_type, check_name};
 pub(crate) use outgoing::{Cause, Delay, Outgoing};
 pub use schema::PayloadProblem;
 pub(crate) use schema::{Misfit, check_payload};
+pub use trace::is_traceparent;
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};

@@ -6,7 +6,8 @@ use serde_json::Value;
 /// Whether a text is a `traceparent` of the W3C's trace context:
 /// `00-<trace id, 32 digits>-<parent id, 16 digits>-<flags, 2 digits>`, with digits `0-9` and `a-f`, and
 /// neither id all zeros. A later version than 00 may have more behind it.
-pub(crate) fn is_traceparent(text: &str) -> bool {
+#[must_use]
+pub fn is_traceparent(text: &str) -> bool {
     let is_hex = |part: &str, length: usize| {
         let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         part.len() == length && part.bytes().all(is_digit)

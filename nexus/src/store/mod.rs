@@ -12,6 +12,7 @@
 //! - [`pg_cron`]: what the server's extension is to fire.
 //! - [`maintenance`]: what has to be done from time to time.
 //! - [`roles`]: who may do what in which namespace.
+//! - [`tokens`]: what programs show that come over HTTP.
 //! - [`notify`]: the doorbell.
 //! - [`free_sql`]: what somebody writes who looks into the database.
 //! - [`horizon`]: who keeps the server from cleaning up.
@@ -38,6 +39,7 @@ pub(crate) mod retirements;
 pub(crate) mod roles;
 pub(crate) mod scheduled_tasks;
 pub(crate) mod subscriptions;
+pub(crate) mod tokens;
 
 use std::{error::Error as StdError, time::Duration};
 

@@ -154,6 +154,7 @@ struct Wanted {
     limit: Option<u32>,
     /// Where the page before ended: the last letter's `cursor`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(pattern = "^[0-9]{1,16}-[0-9]{1,18}$")]
     cursor: Option<String>,
 }
 

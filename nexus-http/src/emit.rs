@@ -91,7 +91,7 @@ enum Queued {
 /// once for its `source` and `id`; other events once for the header `Idempotency-Key`, each within 24 hours.
 #[utoipa::path(post, path = "/events", tag = "events",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "Stores one event once, however often it is sent within 24 hours."),
+        ("Idempotency-Key" = Option<String>, Header, max_length = 1000, pattern = "^[!#-~]+$", description = "Stores one event once, however often it is sent within 24 hours."),
         ("traceparent" = Option<String>, Header, description = "W3C trace context, which handlers are given; another text is left out."),
     ),
     request_body(content(

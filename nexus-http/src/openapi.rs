@@ -88,9 +88,6 @@ pub(crate) enum Missing {
     /// It is not there.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(#[to_schema] ProblemDocument<'static>),
-    /// It cannot be there, because nothing is called so.
-    #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(#[to_schema] ProblemDocument<'static>),
 }
 
 /// What routes with a body may answer as well.
@@ -103,6 +100,9 @@ pub(crate) enum Steering {
     /// The content type is not JSON.
     #[response(status = 415, content_type = "application/problem+json")]
     MediaType(#[to_schema] ProblemDocument<'static>),
+    /// It cannot be done as it was said.
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(#[to_schema] ProblemDocument<'static>),
 }
 
 /// What an emit may answer as well.

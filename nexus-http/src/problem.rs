@@ -275,10 +275,11 @@ pub(crate) async fn method_not_allowed(method: Method) -> Problem {
 impl From<OperateError> for Problem {
     fn from(error: OperateError) -> Self {
         match &error {
-            OperateError::Name(_) | OperateError::Rate { .. } => {
-                Self::new(Kind::Invalid, error.to_string())
+            // What cannot be called so is not there either.
+            OperateError::Name(_) | OperateError::UnknownGroup { .. } => {
+                Self::new(Kind::NotFound, error.to_string())
             }
-            OperateError::UnknownGroup { .. } => Self::new(Kind::NotFound, error.to_string()),
+            OperateError::Rate { .. } => Self::new(Kind::Invalid, error.to_string()),
             _ => Self::of_database(&error),
         }
     }

@@ -212,7 +212,7 @@ async fn what_is_not_there_and_what_cannot_be_asked_is_said() {
     server
         .get("/dead-letters?group=no%20name")
         .await
-        .problem(422, "invalid");
+        .problem(404, "not-found");
     let far = server
         .get("/events?since=9999-12-30T22:00:00Z&until=0001-01-01T00:00:00Z")
         .await;

@@ -280,6 +280,14 @@ impl From<OperateError> for Problem {
                 Self::new(Kind::NotFound, error.to_string())
             }
             OperateError::Rate { .. } => Self::new(Kind::Invalid, error.to_string()),
+            // Says how much is done, and that the same request does the rest.
+            OperateError::Interrupted { .. } => {
+                let problem = Self::of_database(&error);
+                Self {
+                    detail: error.to_string(),
+                    ..problem
+                }
+            }
             _ => Self::of_database(&error),
         }
     }

@@ -81,6 +81,27 @@ async fn every_route_is_described_and_every_description_is_a_route() {
     app.shutdown().await;
 }
 
+#[test]
+fn every_route_is_documented_with_its_scope() {
+    let documentation = include_str!("../../../docs/http.md");
+    for route in ROUTES {
+        let quoted = format!("`{route}`");
+        let mut rows = documentation.lines().filter(|line| line.starts_with("| "));
+        let row = rows.find(|row| row.contains(&quoted));
+        let row = row.unwrap_or_else(|| panic!("{route} is not in docs/http.md"));
+        let is_open = ["/health", "/docs", "/openapi"]
+            .iter()
+            .any(|open| route.contains(open));
+        let scope = match route {
+            "POST /events" => "| `emit` |",
+            _ if route.starts_with("POST ") => "| `operate` |",
+            _ if is_open => "| none |",
+            _ => "| `read` |",
+        };
+        assert!(row.contains(scope), "{row}");
+    }
+}
+
 #[tokio::test]
 async fn without_a_token_nothing_that_needs_a_scope_is_served() {
     let app = TestApp::without_workers(app()).await;

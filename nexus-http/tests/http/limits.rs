@@ -54,7 +54,9 @@ async fn a_body_that_does_not_come_is_given_up() {
     let head = "POST /events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
     socket.write_all(head.as_bytes()).await.unwrap();
     let mut told = String::new();
-    socket.read_to_string(&mut told).await.unwrap();
+    let reading = socket.read_to_string(&mut told);
+    let read = tokio::time::timeout(Duration::from_mins(1), reading).await;
+    read.expect("it waits for ever").unwrap();
     assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
     assert!(told.contains("urn:nexus:problem:timeout"), "{told}");
     app.shutdown().await;

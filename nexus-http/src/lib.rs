@@ -161,7 +161,8 @@ fn routes(service: &Arc<Service>) -> OpenApiRouter<Arc<Service>> {
         .merge(namespace::reading());
     let steering = OpenApiRouter::new()
         .merge(dead_letters::steering())
-        .merge(schedules::steering());
+        .merge(schedules::steering())
+        .merge(namespace::steering());
     OpenApiRouter::with_openapi(openapi::base())
         .merge(health::routes())
         .merge(gated(Scope::Emit, emit::routes()))

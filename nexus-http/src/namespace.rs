@@ -25,6 +25,12 @@ pub(crate) fn reading() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(schema))
 }
 
+pub(crate) fn steering() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new()
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+}
+
 /// How many there are, counted up to 1,000.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -52,6 +58,8 @@ struct Group {
     group: String,
     /// The name of its queue.
     queue: String,
+    /// Since when no node claims its messages; null while they do.
+    paused_at: Option<Timestamp>,
     /// Messages that wait or are being handled.
     messages: Depth,
     /// How many of those that were counted have failed before.
@@ -103,6 +111,7 @@ impl From<client::Group> for Group {
             handlers: handlers.collect(),
             group: group.name,
             queue: group.queue,
+            paused_at: group.paused_at,
             messages: group.depth.into(),
             failed: group.failed,
             lag_seconds,
@@ -117,6 +126,39 @@ impl From<client::Group> for Group {
 async fn groups(State(service): Shared) -> Result<Json<Vec<Group>>, Problem> {
     let groups = service.client.groups().await?;
     Ok(Json(groups.into_iter().map(Group::from).collect()))
+}
+
+async fn group(service: &Service, name: &str) -> Result<Json<Group>, Problem> {
+    let groups = service.client.groups().await?;
+    let found = groups.into_iter().find(|group| group.name == name);
+    let group = found.ok_or_else(|| {
+        let namespace = service.client.namespace();
+        Problem::new(
+            Kind::NotFound,
+            format!("namespace `{namespace}` has no group `{name}`"),
+        )
+    })?;
+    Ok(Json(group.into()))
+}
+
+/// Pause a group
+///
+/// No node claims its messages until it is resumed. What has been claimed already is handled.
+#[utoipa::path(post, path = "/groups/{group}/pause", tag = "namespace",
+    params(("group" = String, Path, description = "The group.")),
+    responses((status = 200, description = "The group as it is now.", body = Group), Missing, Refusals))]
+async fn pause(State(service): Shared, Path(name): Path<String>) -> Result<Json<Group>, Problem> {
+    service.client.pause_group(&name).await?;
+    group(&service, &name).await
+}
+
+/// Let the messages of a paused group be claimed again
+#[utoipa::path(post, path = "/groups/{group}/resume", tag = "namespace",
+    params(("group" = String, Path, description = "The group.")),
+    responses((status = 200, description = "The group as it is now.", body = Group), Missing, Refusals))]
+async fn resume(State(service): Shared, Path(name): Path<String>) -> Result<Json<Group>, Problem> {
+    service.client.resume_group(&name).await?;
+    group(&service, &name).await
 }
 
 /// A running process of an app.

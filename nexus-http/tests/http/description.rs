@@ -23,7 +23,7 @@ fn operations(description: &Value) -> Vec<(Method, String, &Value)> {
 }
 
 /// Every route that the crate's source gives a handler.
-const ROUTES: [&str; 24] = [
+const ROUTES: [&str; 26] = [
     "GET /health",
     "GET /health/live",
     "GET /health/ready",
@@ -43,6 +43,8 @@ const ROUTES: [&str; 24] = [
     "POST /schedules/{name}/resume",
     "POST /schedules/{name}/run",
     "GET /groups",
+    "POST /groups/{group}/pause",
+    "POST /groups/{group}/resume",
     "GET /nodes",
     "GET /schemas",
     "GET /schemas/{eventType}",
@@ -60,7 +62,7 @@ async fn every_route_is_described_and_every_description_is_a_route() {
         .iter()
         .map(|(method, path, _)| format!("{method} {path}"))
         .collect();
-    let expected: BTreeSet<String> = ROUTES[..22].iter().map(|&route| route.to_owned()).collect();
+    let expected: BTreeSet<String> = ROUTES[..24].iter().map(|&route| route.to_owned()).collect();
     assert_eq!(described, expected);
 
     for (method, path, operation) in operations(&description) {

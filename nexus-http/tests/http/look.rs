@@ -56,7 +56,7 @@ async fn documents_have_the_fields_of_the_programs() {
         (
             "/groups",
             "/0",
-            "group queue messages failed lagSeconds deadLetters handlers",
+            "group queue pausedAt messages failed lagSeconds deadLetters handlers",
         ),
         ("/groups", "/0/messages", "counted isMore"),
         (

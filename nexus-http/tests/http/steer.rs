@@ -188,3 +188,25 @@ async fn scheduled_tasks_are_paused_resumed_and_run() {
     }
     app.shutdown().await;
 }
+
+#[tokio::test]
+async fn groups_are_paused_and_resumed() {
+    let (app, server) = shop().await;
+    let groups = server.get("/groups").await.ok();
+    let name = groups[0]["group"].as_str().unwrap().to_owned();
+    let post = async |what: &str| {
+        let path = format!("/groups/{name}/{what}");
+        server.post(&path, &json!(null)).await.ok()
+    };
+    let paused = post("pause").await;
+    assert_eq!(paused["group"], json!(name));
+    assert!(paused["pausedAt"].is_string(), "{paused}");
+    assert_eq!(post("pause").await["pausedAt"], paused["pausedAt"]);
+    assert_eq!(post("resume").await["pausedAt"], Value::Null);
+    for what in ["pause", "resume"] {
+        let path = format!("/groups/nothing/{what}");
+        let answer = server.post(&path, &json!(null)).await;
+        answer.problem(404, "not-found");
+    }
+    app.shutdown().await;
+}

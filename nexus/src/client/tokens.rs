@@ -18,7 +18,7 @@ pub enum Scope {
     Emit,
     /// To look at everything in the namespace, payloads included.
     Read,
-    /// To steer: dead letters, scheduled tasks. Does not include looking.
+    /// To steer: dead letters, scheduled tasks, groups. Does not include looking.
     Operate,
 }
 

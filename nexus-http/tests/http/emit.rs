@@ -276,6 +276,10 @@ async fn a_batch_is_stored_whole_or_not_at_all() {
         problem["detail"].as_str().unwrap().starts_with("event 1: "),
         "{problem}"
     );
+    // What is found out only when it is stored.
+    let bad = json!([cloud_event("5", 1_004), cloud_event("1", 1_005)]);
+    let refused = server.emit(BATCH, bad.to_string()).await;
+    refused.problem(422, "idempotency-key");
     assert_eq!(app.emitted::<OrderPaid>().await.len(), 2);
 
     let empty = server.emit(BATCH, "[]").await.ok();

@@ -114,13 +114,20 @@ pub(crate) fn binary(
     let mut attributes = Map::new();
     for (name, value) in headers {
         if let Some(name) = name.as_str().strip_prefix("ce-") {
-            let text = value.to_str().ok().and_then(decoded).ok_or_else(|| {
+            // Some SDKs do not encode what they send.
+            let text = str::from_utf8(value.as_bytes()).ok().and_then(decoded);
+            let text = text.ok_or_else(|| {
                 Problem::new(
                     Kind::Request,
-                    format!("the header `ce-{name}` is not percent-encoded UTF-8"),
+                    format!("the header `ce-{name}` is not UTF-8, percent-encoded or not"),
                 )
             })?;
-            attributes.insert(name.to_owned(), text.into());
+            if attributes.insert(name.to_owned(), text.into()).is_some() {
+                return Err(Problem::new(
+                    Kind::Request,
+                    format!("the header `ce-{name}` is there twice"),
+                ));
+            }
         }
     }
     for name in ["data", "data_base64", "datacontenttype"] {
@@ -211,6 +218,7 @@ mod tests {
             ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
             ("\"in \\\"quotes\\\"\"", "in \"quotes\""),
             ("100%", "100%"),
+            ("Grüße", "Grüße"),
         ] {
             assert_eq!(decoded(header).as_deref(), Some(text), "{header}");
         }

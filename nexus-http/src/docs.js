@@ -31,7 +31,9 @@ function form(method, path, operation) {
     return { parameter, input, label: element("label", {}, parameter.name, input, about) };
   });
   const contents = operation.requestBody?.content;
-  const kind = element("select", {}, ...Object.keys(contents ?? {}).map((name) => element("option", {}, name)));
+  const plain = "application/json";
+  const kinds = Object.keys(contents ?? {}).sort((one, other) => (other === plain) - (one === plain));
+  const kind = element("select", {}, ...kinds.map((name) => element("option", {}, name)));
   const body = element("textarea", { spellcheck: false });
   const fill = () => { body.value = JSON.stringify(example(contents[kind.value]), null, 2); };
   kind.addEventListener("change", fill);

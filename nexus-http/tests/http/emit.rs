@@ -2,7 +2,7 @@
 
 use nexus::testing::TestApp;
 use nexus_http::Settings;
-use reqwest::Method;
+use reqwest::{Method, header::HeaderValue};
 use serde_json::{Value, json};
 
 use crate::server::{Answer, OrderPaid, Server, answer, app, shop};
@@ -210,23 +210,32 @@ async fn what_is_no_cloud_event_is_refused() {
 #[tokio::test]
 async fn cloud_events_are_taken_in_binary_mode() {
     let (app, server) = shop().await;
-    let request = |body: &'static str| {
+    let request_of = |id: &str, body: &'static str| {
         let request = server.request(Method::POST, "/events");
         request
             .header("ce-specversion", "1.0")
             .header("ce-type", "order.paid")
             .header("ce-source", "/checkout")
-            .header("ce-id", "\"b 1\"")
+            .header("ce-id", id)
             .header("ce-subject", "Gr%C3%BC%C3%9Fe")
             .header("ce-eventversion", "1")
             .body(body)
     };
+    let request = |body| request_of("\"b 1\"", body);
     let body = r#"{ "order": 1000, "amount": 3 }"#;
     let json = request(body).header("content-type", "application/json; charset=utf-8");
     let id = message_id(&answer(json).await);
     let shown = server.get(&format!("/events/{id}")).await.ok();
     assert_eq!(shown["payload"], json!({ "order": 1_000, "amount": 3 }));
     assert_eq!(shown["key"], "Grüße");
+    let plain = HeaderValue::from_bytes("Grüße".as_bytes()).unwrap();
+    let plain = request_of("b 2", body).header("ce-partitionkey", plain);
+    let other = message_id(&answer(plain).await);
+    let shown = server.get(&format!("/events/{other}")).await.ok();
+    assert_eq!(shown["key"], "Grüße");
+    assert_ne!(other, id);
+    let twice = request(body).header("ce-type", "parcel.sent");
+    answer(twice).await.problem(400, "request");
     // Without a content type it is JSON, and it is the same event.
     assert_eq!(message_id(&answer(request(body)).await), id);
 

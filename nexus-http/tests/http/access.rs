@@ -11,7 +11,7 @@ use nexus_http::Settings;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::server::{Server, answer, app};
+use crate::server::{Server, answer, app, http};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -295,7 +295,7 @@ async fn a_server_that_does_not_know_its_callers_serves_none_without_a_token() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = http();
     let url = format!("http://{address}/nodes");
     answer(http.get(&url)).await.problem(401, "unauthenticated");
     let created = app

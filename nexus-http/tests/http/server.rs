@@ -72,6 +72,14 @@ pub(crate) struct Server {
     token: Option<String>,
 }
 
+/// A client of HTTP. Built with other crates of the workspace, reqwest wants to be told who does TLS, which nothing here
+/// needs.
+pub(crate) fn http() -> reqwest::Client {
+    // It may have been said before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
 impl Server {
     pub(crate) async fn start(client: &Client, settings: Settings) -> Self {
         Self::serve(nexus_http::router(client.clone(), settings)).await
@@ -91,7 +99,7 @@ impl Server {
         tokio::spawn(async move { axum::serve(listener, service).await });
         Self {
             address,
-            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+            http: http(),
             token: None,
         }
     }

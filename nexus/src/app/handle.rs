@@ -11,9 +11,9 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use super::metrics;
 use crate::{
     client::{ANSWER, Client},
-    metrics,
     runtime::{Route, Running},
     store,
 };

@@ -9,6 +9,7 @@
 mod catalogue;
 mod describe;
 mod handle;
+mod metrics;
 mod pg_cron;
 mod register;
 mod run;

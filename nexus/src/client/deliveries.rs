@@ -116,7 +116,7 @@ impl Client {
         let namespace = self.namespace();
         let looked = async {
             let mut connection = self.lend().await?;
-            let groups = subscriptions::groups_with_queues(&mut connection, namespace).await?;
+            let groups = subscriptions::group_rows(&mut connection, namespace).await?;
             let found = deliveries::found(&mut connection, namespace, &groups, event_ids).await?;
             let targets = deliveries::targets(&mut connection, namespace, event_ids).await?;
             connection.give_back().await?;

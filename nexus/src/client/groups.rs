@@ -111,23 +111,18 @@ impl Client {
         let most = i64::from(MOST);
         let listed = async {
             let mut connection = self.lend().await?;
-            let pauses = subscriptions::pauses(&mut connection, namespace).await?;
             let mut groups = Vec::new();
-            for (name, queue) in
-                subscriptions::groups_with_queues(&mut connection, namespace).await?
-            {
-                let messages = depths::of_queue(&mut connection, &queue, most).await?;
-                let letters = format!("{queue}_dlq");
+            for row in subscriptions::group_rows(&mut connection, namespace).await? {
+                let messages = depths::of_queue(&mut connection, &row.queue, most).await?;
+                let letters = format!("{}_dlq", row.queue);
                 let letters = depths::of_queue(&mut connection, &letters, most).await?;
-                let mut pauses = pauses.iter();
-                let pause = pauses.find(|(paused, _)| *paused == name);
                 groups.push(Group {
-                    paused_at: pause.map(|(_, at)| *at),
-                    name,
+                    name: row.group,
+                    paused_at: row.paused_at,
                     depth: Depth::new(messages.messages),
                     failed: messages.failed.unsigned_abs().min(u64::from(MOST)),
                     dead_letters: Depth::new(letters.messages),
-                    queue,
+                    queue: row.queue,
                     handlers: Vec::new(),
                 });
             }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr, types::Json};
 
-use super::{table, timestamp};
+use super::{subscriptions::GroupRow, table, timestamp};
 
 /// A handler that takes an event by its type and version.
 #[derive(Debug)]
@@ -73,21 +73,21 @@ pub(crate) struct Found {
 /// An id, or a number of attempts. A foreign program may have put anything there.
 const WHOLE: &str = "'^[0-9]{1,18}$'";
 
-/// The messages and dead letters of the events in the queues of these groups, which are given with their queues.
+/// The messages and dead letters of the events in the queues of these groups.
 ///
 /// One statement, and so one snapshot: what moves from the queue to the dead letters or back is in one of them. It
 /// walks through the queues, whose only indexes are those that claims need.
 pub(crate) async fn found(
     connection: &mut PgConnection,
     namespace: &str,
-    groups: &[(String, String)],
+    groups: &[GroupRow],
     event_ids: &[i64],
 ) -> sqlx::Result<Vec<Found>> {
     if groups.is_empty() {
         return Ok(Vec::new());
     }
     let mut parts = Vec::with_capacity(2 * groups.len());
-    for (index, (_, queue)) in groups.iter().enumerate() {
+    for (index, GroupRow { queue, .. }) in groups.iter().enumerate() {
         let group = format!("($3::text[])[{}]", index + 1);
         // The handler's present name, whatever name it was sent under.
         let handler = format!(
@@ -126,7 +126,7 @@ pub(crate) async fn found(
          order by event_id, group_name, handler, msg_id",
         parts.join(" union all ")
     );
-    let names: Vec<&str> = groups.iter().map(|(group, _)| group.as_str()).collect();
+    let names: Vec<&str> = groups.iter().map(|row| row.group.as_str()).collect();
     let event_ids: Vec<String> = event_ids.iter().map(ToString::to_string).collect();
     let rows = sqlx::query(AssertSqlSafe(text).into_sql_str())
         .persistent(false)

@@ -240,33 +240,34 @@ pub(crate) async fn groups(
         .await
 }
 
-/// The groups of a namespace that are paused, and since when.
-pub(crate) async fn pauses(
+/// A group and its queue.
+#[derive(Debug)]
+pub(crate) struct GroupRow {
+    pub(crate) group: String,
+    pub(crate) queue: String,
+    pub(crate) paused_at: Option<Timestamp>,
+}
+
+/// The groups of a namespace, by name.
+pub(crate) async fn group_rows(
     connection: &mut PgConnection,
     namespace: &str,
-) -> sqlx::Result<Vec<(String, Timestamp)>> {
-    let rows: Vec<(String, i64)> = sqlx::query_as(
-        "select group_name, (extract(epoch from paused_at) * 1000000)::bigint
-         from core.groups where namespace = $1 and paused_at is not null",
+) -> sqlx::Result<Vec<GroupRow>> {
+    let rows = sqlx::query(
+        "select group_name, queue_name, (extract(epoch from paused_at) * 1000000)::bigint
+         from core.groups where namespace = $1 order by 1",
     )
     .bind(namespace)
     .fetch_all(connection)
     .await?;
-    let rows = rows.into_iter();
     Ok(rows
-        .map(|(group, micros)| (group, timestamp(micros)))
+        .into_iter()
+        .map(|row| GroupRow {
+            group: row.get(0),
+            queue: row.get(1),
+            paused_at: row.get::<Option<i64>, _>(2).map(timestamp),
+        })
         .collect())
-}
-
-/// The groups of a namespace and their queues.
-pub(crate) async fn groups_with_queues(
-    connection: &mut PgConnection,
-    namespace: &str,
-) -> sqlx::Result<Vec<(String, String)>> {
-    sqlx::query_as("select group_name, queue_name from core.groups where namespace = $1 order by 1")
-        .bind(namespace)
-        .fetch_all(connection)
-        .await
 }
 
 /// Counting stops here.

@@ -59,6 +59,28 @@ pub(crate) fn add(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
 }
 
+/// Something that is counted until this is dropped: messages that run, the bytes of a payload among those of its handler.
+pub(crate) struct Counted {
+    counter: Arc<AtomicUsize>,
+    count: usize,
+}
+
+impl Counted {
+    pub(crate) fn new(counter: &Arc<AtomicUsize>, count: usize) -> Self {
+        counter.fetch_add(count, Ordering::Relaxed);
+        Self {
+            counter: Arc::clone(counter),
+            count,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
 /// Events that a client has stored, by type.
 #[derive(Debug, Default)]
 pub(crate) struct Emitted {
@@ -67,25 +89,25 @@ pub(crate) struct Emitted {
 }
 
 impl Emitted {
-    fn add(&self, event_type: &str) {
+    fn add(&self, event_type: &str, count: usize) {
         let known = self.by_type.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = known.get(event_type) {
-            add(count, 1);
+        if let Some(counter) = known.get(event_type) {
+            add(counter, count);
             return;
         }
         let is_full = known.len() >= MOST_TYPES;
         drop(known);
         if is_full {
-            add(&self.others, 1);
+            add(&self.others, count);
             return;
         }
         let mut known = self.by_type.write().unwrap_or_else(PoisonError::into_inner);
-        add(known.entry(event_type.to_owned()).or_default(), 1);
+        add(known.entry(event_type.to_owned()).or_default(), count);
     }
 
     pub(crate) fn add_all(&self, events: &[Outgoing]) {
-        for event in events {
-            self.add(&event.event_type);
+        for alike in events.chunk_by(|one, other| one.event_type == other.event_type) {
+            self.add(&alike[0].event_type, alike.len());
         }
     }
 

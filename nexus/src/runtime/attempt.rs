@@ -15,13 +15,12 @@ use super::{
     points::Point,
     settle::{Failed, Settler, Verdict},
     supervise::panic_text,
-    worker::Counted,
 };
 use crate::{
     client::{self, CAUSE, EmitError, NOT_WHOLE, Tx},
     event::{Cause, EnvelopeMeta, Outgoing, PastError},
     handler::{Context, Delivery, Error, Invocation, Kind, Rejected},
-    metrics::add,
+    metrics::{Counted, add},
     store::{
         self, Blame, Failure,
         event_log::{Completion, Stored},

@@ -22,16 +22,15 @@ use std::{
 };
 
 use super::{
-    Node, Route,
+    MOST_BYTES, Node, Route,
     attempt::{self, COMMITTED_BY_HAND, End, Message},
     lease::Lease,
-    worker::{Counted, MOST_BYTES},
 };
 use crate::{
     client::ANSWER,
     event::Headers,
     handler::Delivery,
-    metrics::add,
+    metrics::{Counted, add},
     store::{
         self,
         queue::{self, Claimed, Place},

@@ -56,7 +56,7 @@ use crate::{
     client::{Client, Lender, Lent},
     config::Pooler,
     handler::Shared,
-    metrics::{Counts, Times, add},
+    metrics::{Counts, Times},
     registry::{HandlerDescriptor, Trigger},
     retry::RetryPolicy,
     store::{self, maintenance, nodes},
@@ -66,6 +66,10 @@ pub(crate) use declaration::{Declaration, DeclaredTask};
 pub(crate) use lease::{Control, Duty, Leases};
 pub(crate) use points::Points;
 pub(crate) use trouble::Trouble;
+
+/// A handler gets no more messages while those that it holds, waiting or running, have so many bytes of
+/// payload: a hundred of the largest ones must not take the memory of the process.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// A handler as this node runs it: its descriptor with all defaults filled in.
 #[derive(Debug)]

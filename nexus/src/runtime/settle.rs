@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Node, Route, Trouble, add, attempt, lease::Lease, points::Point, supervise};
+use super::{Node, Route, Trouble, attempt, lease::Lease, points::Point, supervise};
 use crate::{
     client::{CHUNK_BYTES, EmitError},
     event::{EnvelopeMeta, Outgoing, PastError},
     handler::{Error, with_sources},
+    metrics::add,
     store::{
         self, Failure,
         event_log::Completion,
@@ -324,12 +325,14 @@ async fn complete(node: &Node, queue: &str, settlements: Vec<Settlement>) {
             done: (completed, queues),
             repeated,
         })) => {
-            node.client.emitted().add_all(events);
             node.client.wake(queues);
             for settlement in settlements {
                 let counts = &settlement.route.counts;
                 if completed.contains(&settlement.lease.msg_id) {
                     add(&counts.completed, 1);
+                    if let Verdict::Complete { emits, .. } = &settlement.verdict {
+                        node.client.emitted().add_all(emits);
+                    }
                 } else {
                     report_lost(queue, &settlement, repeated);
                 }

@@ -19,7 +19,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, mpsc};
 
 use super::{
-    Node, Route,
+    MOST_BYTES, Node, Route,
     attempt::{self, Message},
     backlog::{self, Backlog},
     settle::{ABANDONED, Failed, Settler, Verdict},
@@ -29,7 +29,7 @@ use crate::{
     config::Pooler,
     event::Headers,
     handler::Delivery,
-    metrics::add,
+    metrics::{Counted, add},
     store::{
         self,
         queue::{self, Claimed, Claims, Want, Which},
@@ -80,10 +80,6 @@ const ALONE_AT_MOST: Duration = Duration::from_secs(30);
 /// beside what still does.
 const ALONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// A handler gets no more messages while those that it holds, waiting or running, have so many bytes of
-/// payload: a hundred of the largest ones must not take the memory of the process.
-pub(super) const MOST_BYTES: usize = 64 * 1024 * 1024;
-
 /// A handler of this queue and the messages of it that this node holds.
 struct Lane {
     route: Arc<Route>,
@@ -118,28 +114,6 @@ struct Held {
     guard: Arc<OwnedRwLockReadGuard<()>>,
     since: Instant,
     weight: Counted,
-}
-
-/// Something that is counted until this is dropped: the bytes of a payload among those of its lane.
-pub(super) struct Counted {
-    counter: Arc<AtomicUsize>,
-    count: usize,
-}
-
-impl Counted {
-    pub(super) fn new(counter: &Arc<AtomicUsize>, count: usize) -> Self {
-        counter.fetch_add(count, Ordering::Relaxed);
-        Self {
-            counter: Arc::clone(counter),
-            count,
-        }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(self.count, Ordering::Relaxed);
-    }
 }
 
 impl Lane {

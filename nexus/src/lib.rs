@@ -47,6 +47,7 @@
 //! | `embedded` | without a database URL, start a PostgreSQL that is installed on the machine |
 //! | `download` | where none is installed, download one; includes `embedded`, and brings an HTTP client with TLS |
 //! | `testing` | the test kit; includes `embedded` |
+//! | `otel` | traces of OpenTelemetry go on where an event is handled (`docs/tracing.md` of the repository) |
 
 pub mod app;
 pub mod client;
@@ -123,3 +124,8 @@ pub mod __private {
 #[cfg(all(doctest, feature = "testing"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// So does that of its page about traces.
+#[cfg(all(doctest, feature = "otel"))]
+#[doc = include_str!("../../docs/tracing.md")]
+struct Tracing;

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Client, Emission, Emissions, OperateError, PayloadProblems, schedules::names};
+use super::{
+    Client, Emission, Emissions, OperateError, PayloadProblems, inheriting, schedules::names,
+};
 use crate::{
     event::{EncodeError, InvalidName, Misfit, Outgoing, check_event_type, check_payload, encode},
     store::subscriptions,
@@ -206,7 +208,7 @@ impl Client {
     ) -> Result<Emission<'_>, PayloadError> {
         let version = self.check_json(event_type, version, payload).await?;
         let text = encode(event_type, payload, self.limits().payload_bytes)?;
-        let outgoing = Outgoing::of_json(event_type.to_owned(), version, text);
+        let outgoing = inheriting(Outgoing::of_json(event_type.to_owned(), version, text));
         Ok(Emission::new(self, None, Ok(outgoing)))
     }
 
@@ -228,7 +230,7 @@ impl Client {
             return Err(PayloadError::Version { version });
         }
         let text = encode(event_type, payload, self.limits().payload_bytes)?;
-        let outgoing = Outgoing::of_json(event_type.to_owned(), version, text);
+        let outgoing = inheriting(Outgoing::of_json(event_type.to_owned(), version, text));
         Ok(Emission::new(self, None, Ok(outgoing)))
     }
 

@@ -93,6 +93,15 @@ tokio::task_local! {
     pub(crate) static CAUSE: Cause;
 }
 
+/// The event with what it inherits from the handler and the span that are under way.
+fn inheriting(mut outgoing: Outgoing) -> Outgoing {
+    let inherited = CAUSE.try_with(|cause| outgoing.inherit(Some(cause)));
+    if inherited.is_err() {
+        outgoing.inherit(None);
+    }
+    outgoing
+}
+
 /// Emits events. Cheap to clone; one for the whole program is enough.
 ///
 /// A running app has one ([`Handle::client`](crate::Handle::client), an argument of handlers,
@@ -396,9 +405,7 @@ impl Client {
 
     /// The event as it is stored, with what it inherits from the event being handled.
     pub(crate) fn outgoing<E: Event>(&self, event: &E) -> Result<Outgoing, EncodeError> {
-        let mut outgoing = Outgoing::new(event, self.inner.limits.payload_bytes)?;
-        let _ = CAUSE.try_with(|cause| outgoing.inherit(cause));
-        Ok(outgoing)
+        Outgoing::new(event, self.inner.limits.payload_bytes).map(inheriting)
     }
 
     /// Holds events to the limits, which options and returned events have not been yet.

@@ -27,6 +27,8 @@ pub(crate) use outgoing::{Cause, Delay, Outgoing};
 pub use schema::PayloadProblem;
 pub(crate) use schema::{Misfit, check_payload};
 pub use trace::is_traceparent;
+#[cfg(feature = "otel")]
+pub(crate) use trace::span_context;
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};

@@ -2,7 +2,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{EncodeError, Event, encode, encode::check_size, trace::is_traceparent};
+use super::{
+    EncodeError, Event, encode,
+    encode::check_size,
+    trace::{self, is_traceparent},
+};
 
 /// Longest idempotency key in bytes: it stands in an index, whose rows are limited.
 const LONGEST_KEY: usize = 1_000;
@@ -134,8 +138,14 @@ impl Outgoing {
         self.delay.is_some_and(|delay| delay.ahead() < pause)
     }
 
-    /// Fills in what was not given from the event that is being handled.
-    pub(crate) fn inherit(&mut self, cause: &Cause) {
+    /// Fills in what was not given from what is under way: a span, and the event that is being handled.
+    pub(crate) fn inherit(&mut self, cause: Option<&Cause>) {
+        if self.traceparent.is_none()
+            && let Some((traceparent, tracestate)) = trace::current()
+        {
+            (self.traceparent, self.tracestate) = (Some(traceparent), tracestate);
+        }
+        let Some(cause) = cause else { return };
         if self.correlation_id.is_none() {
             self.correlation_id.clone_from(&cause.correlation_id);
         }

@@ -8,12 +8,14 @@ use std::{
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
+use tracing::Instrument as _;
 
 use super::{
     Node, Route,
     lease::Lease,
     points::Point,
     settle::{Failed, Settler, Verdict},
+    span,
     supervise::panic_text,
 };
 use crate::{
@@ -254,7 +256,7 @@ async fn call_despite_conflicts(
     let mut conflicts = 0;
     loop {
         node.points.begin(route, messages);
-        let (rejected, end) = call(node, route, messages).await;
+        let (rejected, end) = call_in_span(node, route, messages).await;
         let End::Conflicted(error) = end else {
             return (rejected, end);
         };
@@ -294,6 +296,13 @@ async fn are_still_ours(node: &Node, route: &Route, messages: &[Message]) -> Res
     }
 }
 
+async fn call_in_span(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected>, End) {
+    let span = span::of(route, messages);
+    let (rejected, end) = call(node, route, messages).instrument(span.clone()).await;
+    span::end(&span, &rejected, &end);
+    (rejected, end)
+}
+
 /// Calls the handler once, in a transaction if it takes one, and commits that if it can.
 ///
 /// What only some attempts do is boxed here and below: an attempt is a task, and the larger its future, the more
@@ -327,6 +336,15 @@ async fn call(node: &Node, route: &Route, messages: &[Message]) -> (Vec<Rejected
 
 /// Calls the handler once for messages that its transaction has deleted, and commits if it can.
 pub(super) async fn call_in(node: &Node, route: &Route, tx: Tx, messages: &[Message]) -> End {
+    let span = span::of(route, messages);
+    let end = commit_what_it_deleted(node, route, tx, messages)
+        .instrument(span.clone())
+        .await;
+    span::end(&span, &[], &end);
+    end
+}
+
+async fn commit_what_it_deleted(node: &Node, route: &Route, tx: Tx, messages: &[Message]) -> End {
     match invoke(node, route, Some(tx), messages).await {
         (rejected, Some(tx), Ok(emits)) if rejected.is_empty() => {
             let messages: Vec<&Message> = messages.iter().collect();
@@ -526,7 +544,7 @@ fn cause(meta: &EnvelopeMeta) -> Cause {
 
 fn inherit(mut emits: Vec<Outgoing>, cause: &Cause) -> Vec<Outgoing> {
     for event in &mut emits {
-        event.inherit(cause);
+        event.inherit(Some(cause));
     }
     emits
 }

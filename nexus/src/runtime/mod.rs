@@ -30,6 +30,7 @@ mod renamer;
 mod replayer;
 mod scheduler;
 mod settle;
+mod span;
 mod supervise;
 mod trouble;
 mod worker;

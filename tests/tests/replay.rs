@@ -791,3 +791,38 @@ async fn a_replay_follows_a_renamed_handler() {
     assert_eq!(status.messages, 5);
     assert_eq!(test.seen(), rows("renamed", &[0, 1, 2, 3, 4], true));
 }
+
+#[tokio::test]
+async fn what_a_dump_brought_from_another_server_is_replayed() {
+    let test = without_apps().await;
+    // Restored rows keep the ids of transactions that this server will have years later, or never.
+    let inserted = sqlx::query(
+        "insert into core.event_log (namespace, event_type, payload, producer_node_id, tx_id)
+         select 'demo', 'sensor.read', '{\"n\": 1}', 'old', (1000000000000 + i)::text::xid8
+         from generate_series(1, 3) i",
+    );
+    inserted.execute(&test.pool).await.unwrap();
+    let id: Uuid = sqlx::query_scalar(START)
+        .bind("h")
+        .fetch_one(&test.pool)
+        .await
+        .unwrap();
+    // What is emitted after the start of a replay is no part of it.
+    sqlx::query("select core.emit('demo', 'sensor.read', '{\"n\": 4}')")
+        .execute(&test.pool)
+        .await
+        .unwrap();
+    sqlx::query("select core.drive_replay($1, 1000)")
+        .bind(id)
+        .execute(&test.pool)
+        .await
+        .unwrap();
+    let mut replayed: Vec<i64> = messages(&test.pool)
+        .await
+        .into_iter()
+        .filter(|(_, headers)| headers.get("replay").is_some())
+        .map(|(_, headers)| headers["eventId"].as_i64().unwrap())
+        .collect();
+    replayed.sort_unstable();
+    assert_eq!(replayed, [1, 2, 3]);
+}

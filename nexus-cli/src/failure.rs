@@ -4,7 +4,7 @@ use std::{fmt, io, process::ExitCode};
 
 use nexus::client::{
     ConnectError, EditError, EmitError, OperateError, PayloadError, ReplayError, RetireError,
-    ScheduleError, SqlError,
+    ScheduleError, SqlError, TokenError,
 };
 
 use crate::console;
@@ -82,6 +82,9 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             return Some(error);
         }
         if let Some(SqlError::Operate(error)) = error.downcast_ref() {
+            return Some(error);
+        }
+        if let Some(TokenError::Operate(error)) = error.downcast_ref() {
             return Some(error);
         }
         if let Some(ReplayError::Operate(error)) = error.downcast_ref() {

@@ -97,6 +97,11 @@ enum Command {
     /// Look at the JSON Schemas of event types
     #[command(subcommand)]
     Schemas(c::schemas::Schemas),
+    /// Look at the tokens of programs that come over HTTP, make and revoke them
+    #[command(subcommand)]
+    Tokens(c::tokens::Tokens),
+    /// Serve the namespace over HTTP
+    Serve(c::serve::Serve),
     /// Look at the schema of the database, bring it up or take it down
     #[command(subcommand)]
     Migrate(c::migrate::Migrate),
@@ -113,11 +118,13 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     session::log_to_stderr();
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
+    // It has its own way to stop, and work for every core.
+    let is_server = matches!(cli.command, Command::Serve(_));
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if !is_server {
+        runtime.worker_threads(2);
+    }
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             console::complain(&anyhow::Error::from(error));
@@ -130,7 +137,7 @@ fn main() -> ExitCode {
     let code = runtime.block_on(async {
         tokio::select! {
             done = run(cli, &console) => failure::code(done),
-            _ = tokio::signal::ctrl_c() => {
+            _ = tokio::signal::ctrl_c(), if !is_server => {
                 console.clear();
                 if is_endless {
                     ExitCode::SUCCESS
@@ -155,6 +162,7 @@ async fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
             return console.print(&String::from_utf8_lossy(&script));
         }
         Command::Migrate(command) => return command.run(&global, console).await,
+        Command::Serve(command) => return command.run(&global, console).await,
         _ => {}
     }
     let session = Session::open(&global).await?;
@@ -169,8 +177,9 @@ async fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Schedules(command) => command.run(&session, console).await,
         Command::Nodes(command) => command.run(&session, console).await,
         Command::Schemas(command) => command.run(&session, console).await,
+        Command::Tokens(command) => command.run(&session, console).await,
         Command::Sql(command) => command.run(&session, console).await,
-        Command::Migrate(_) | Command::Completions { .. } => Ok(()),
+        Command::Migrate(_) | Command::Serve(_) | Command::Completions { .. } => Ok(()),
     }
 }
 

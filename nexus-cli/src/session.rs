@@ -126,12 +126,12 @@ async fn embedded(missing: Missing) -> anyhow::Result<Server> {
 }
 
 /// The environment, and the file `.env` of this folder or of one around it. Variables that are set count more.
-struct Settings {
+pub(crate) struct Settings {
     file: HashMap<String, String>,
 }
 
 impl Settings {
-    fn read() -> anyhow::Result<Self> {
+    pub(crate) fn read() -> anyhow::Result<Self> {
         let entries = match dotenvy::dotenv_iter() {
             Ok(entries) => entries,
             Err(error) if error.not_found() => {
@@ -153,6 +153,23 @@ impl Settings {
             file.insert(name, value);
         }
         Ok(Self { file })
+    }
+
+    /// What was given on the command line, else what the variable says.
+    pub(crate) fn or<T>(
+        &self,
+        given: Option<T>,
+        variable: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> anyhow::Result<Option<T>> {
+        let set = self.first(&[variable]);
+        let (None, Some((value, source))) = (&given, set) else {
+            return Ok(given);
+        };
+        match read(&value) {
+            Ok(value) => Ok(Some(value)),
+            Err(why) => Err(usage(format!("{source} is `{value}`: {why}"))),
+        }
     }
 
     /// The first of the variables that is set, in the environment or else in the file, and where that is.

@@ -1,5 +1,8 @@
 //! The program as people and scripts run it: what it prints, what it changes, and how it ends.
 
+#[path = "cli/serve.rs"]
+mod serve;
+
 use std::{path::Path, process::Stdio, time::Duration};
 
 use nexus::{
@@ -114,6 +117,7 @@ fn program(folder: &Path) -> Command {
         "CORE_POOLER",
         "CORE_LOG_LEVEL",
         "NEXUS_PG_DATA",
+        "PORT",
     ] {
         command.env_remove(variable);
     }
@@ -424,7 +428,7 @@ async fn the_log_is_followed_until_somebody_stops_it() {
             .unwrap();
         assert_eq!(parcel(next_line(&mut lines).await), u64::from(number));
     }
-    interrupt(&stopped).await;
+    signal(&stopped, "INT").await;
     assert_eq!(stopped.wait().await.unwrap().code(), Some(0));
 
     // As `head` does.
@@ -456,13 +460,14 @@ async fn until(what: &str, ask: impl AsyncFn() -> bool) {
     is_so.unwrap_or_else(|_| panic!("within {PATIENCE:?} this did not happen: {what}"));
 }
 
-async fn interrupt(child: &tokio::process::Child) {
+async fn signal(child: &tokio::process::Child, name: &str) {
     let pid = child.id().unwrap().to_string();
     let sent = Command::new("/bin/sh")
-        .args(["-c", "kill -s INT \"$0\"", &pid])
+        .args(["-c", "kill -s \"$1\" \"$0\"", &pid, name])
         .status()
-        .await;
-    assert!(sent.unwrap().success());
+        .await
+        .unwrap();
+    assert!(sent.success());
 }
 
 #[tokio::test]
@@ -487,7 +492,7 @@ async fn a_redrive_that_is_interrupted_harms_nothing() {
         sqlx_count(app.database(), waits).await == 1
     })
     .await;
-    interrupt(&redrive).await;
+    signal(&redrive, "INT").await;
     let output = redrive.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(130));
     let said = String::from_utf8(output.stderr).unwrap();

@@ -10,8 +10,10 @@ pub(crate) mod nodes;
 pub(crate) mod replay;
 pub(crate) mod schedules;
 pub(crate) mod schemas;
+pub(crate) mod serve;
 pub(crate) mod sql;
 pub(crate) mod status;
+pub(crate) mod tokens;
 
 use std::io::Read as _;
 

@@ -11,6 +11,10 @@
 //! The queues are pgmq's. Where the server offers the extension, it is created; elsewhere pgmq's
 //! own SQL is installed, which needs no rights beyond those to create a schema.
 
+mod objects;
+
+pub use objects::{Drift, OBJECTS, drift, objects};
+
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection, PgPool, Row,
     postgres::{PgConnectOptions, PgPoolOptions},

@@ -394,3 +394,22 @@ async fn a_schema_is_not_migrated_through_the_pooler() {
         .state::<Saw>(sender);
     stop(nexus::start(app).await.unwrap()).await;
 }
+
+#[tokio::test]
+async fn the_pooler_is_diagnosed_unless_nexus_was_told_of_it() {
+    let test = Test::new().await;
+    let database = Database::from_url(&test.url, "the test").unwrap();
+    let found = async |database: &Database| {
+        let found = database.diagnose("demo").await.unwrap();
+        found.iter().map(|finding| finding.id).collect::<Vec<_>>()
+    };
+    assert!(found(&database).await.contains(&"pooler-transaction"));
+    let told = database.pooler(Pooler::Transaction);
+    Client::connect(&told, "demo").await.unwrap();
+    // Twice, as what a check leaves behind in a session is met by the next one.
+    for _ in 0..2 {
+        let found = found(&told).await;
+        assert!(!found.contains(&"pooler-transaction"), "{found:?}");
+        assert!(!found.contains(&"not-checked"), "{found:?}");
+    }
+}

@@ -10,6 +10,7 @@
 //! - [`Replay`] delivers events of the log once more.
 //! - [`Access`] is what a role may do in a namespace, which [`Database`] grants and revokes.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
+//! - [`Finding`] is what [`Database`] finds to be wrong, or what will be.
 //! - [`Token`] is what a program shows that comes over HTTP.
 //! - [`is_unavailable`] says of an error whether the database is to blame for it.
 //! - `wake` tells workers that there is something to do.
@@ -19,6 +20,7 @@ mod dead_letters;
 mod declared;
 mod delayed;
 mod deliveries;
+mod diagnosis;
 mod emission;
 mod error;
 mod executor;
@@ -48,6 +50,7 @@ pub use dead_letters::{
 pub use declared::{DeclaredType, PayloadError};
 pub use delayed::DelayedEvent;
 pub use deliveries::{Delivery, DeliveryState};
+pub use diagnosis::{Finding, Severity};
 pub use emission::{Emission, EmissionInTx, Emissions};
 pub use error::{EmitError, is_unavailable};
 pub use groups::{Depth, Group, GroupHandler};

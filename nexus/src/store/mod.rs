@@ -16,6 +16,7 @@
 //! - [`notify`]: the doorbell.
 //! - [`free_sql`]: what somebody writes who looks into the database.
 //! - [`horizon`]: who keeps the server from cleaning up.
+//! - [`diagnosis`]: what else a look at a database finds out.
 //!
 //! Values are bound, never spliced. The names of queues stand in the text of statements; they come
 //! from `core.queue_name` and hold nothing but `a-z`, `0-9` and `_`.
@@ -24,6 +25,7 @@ pub(crate) mod dead_letters;
 pub(crate) mod delayed_emits;
 pub(crate) mod deliveries;
 pub(crate) mod depths;
+pub(crate) mod diagnosis;
 pub(crate) mod event_log;
 pub(crate) mod free_sql;
 pub(crate) mod horizon;

@@ -71,6 +71,9 @@ enum Command {
     /// Show on one screen how a namespace is doing
     #[command(after_help = "Example: nexus status --namespace shop")]
     Status,
+    /// Look for what is wrong, or will be, and say what helps; changes nothing
+    #[command(after_help = c::doctor::AFTER)]
+    Doctor,
     /// Look at the event log
     #[command(subcommand)]
     Events(c::events::Events),
@@ -163,6 +166,7 @@ async fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         }
         Command::Migrate(command) => return command.run(&global, console).await,
         Command::Serve(command) => return command.run(&global, console).await,
+        Command::Doctor => return c::doctor::run(&global, console).await,
         _ => {}
     }
     let session = Session::open(&global).await?;
@@ -179,7 +183,9 @@ async fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Schemas(command) => command.run(&session, console).await,
         Command::Tokens(command) => command.run(&session, console).await,
         Command::Sql(command) => command.run(&session, console).await,
-        Command::Migrate(_) | Command::Serve(_) | Command::Completions { .. } => Ok(()),
+        Command::Doctor | Command::Migrate(_) | Command::Serve(_) | Command::Completions { .. } => {
+            Ok(())
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The program as people and scripts run it: what it prints, what it changes, and how it ends.
 
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/serve.rs"]
 mod serve;
 

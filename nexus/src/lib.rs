@@ -75,6 +75,7 @@ pub use handler::{
 pub use jiff;
 #[cfg(feature = "macros")]
 pub use nexus_macros::{Event, app, cron, handler};
+pub use registry::UntypedHandler;
 pub use retry::RetryPolicy;
 pub use schedule::Misfire;
 
@@ -99,8 +100,8 @@ pub mod __private {
             Usable, Use,
         },
         registry::{
-            Backoff, CronDescriptor, CronItem, EVENTS, HANDLERS, HandlerDescriptor, HandlerOptions,
-            History, Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
+            Backoff, Call, CronDescriptor, CronItem, EVENTS, HANDLERS, HandlerDescriptor,
+            HandlerOptions, History, Initial, List, TASKS, TaskDescriptor, TaskPayload, Trigger,
         },
         schedule::Misfire,
     };

@@ -129,7 +129,7 @@ fn descriptor(callable: &Callable, registration: &Registration) -> TokenStream {
                     uses_tx: #uses_tx,
                     options: #options,
                     requires: #requires,
-                    call: #call,
+                    call: ::nexus::__private::Call(&#call),
                 };
 
             #[::nexus::__private::linkme::distributed_slice(::nexus::__private::HANDLERS)]

@@ -44,7 +44,9 @@ use crate::{
     event::EventDescriptor,
     handler::StateMap,
     metrics::Counts,
-    registry::{self, HandlerDescriptor, List, TaskDescriptor, Trigger, tick_event_type},
+    registry::{
+        self, HandlerDescriptor, List, TaskDescriptor, Trigger, UntypedHandler, tick_event_type,
+    },
     retry::RetryPolicy,
     runtime::{Points, Route},
 };
@@ -360,6 +362,12 @@ impl App {
         self
     }
 
+    /// Adds a handler of an event type that is known only at run time; see [`UntypedHandler`], which has an example.
+    pub fn handle(mut self, handler: UntypedHandler) -> Self {
+        self.handlers.push(handler.into_descriptor());
+        self
+    }
+
     /// How failed attempts are repeated by handlers that do not say; default ten attempts, waiting
     /// 1 s and then twice as long each time, up to 10 minutes.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
@@ -586,6 +594,10 @@ impl App {
                 }
                 let (event_type, event_version) = match &descriptor.trigger {
                     Trigger::Event(event) => (event.meta.event_type.to_owned(), event.meta.version),
+                    Trigger::Untyped {
+                        event_type,
+                        version,
+                    } => ((*event_type).to_owned(), *version),
                     Trigger::Cron(_) => (tick_event_type(&self.name, descriptor.name), 1),
                 };
                 Route {

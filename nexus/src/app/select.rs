@@ -113,7 +113,7 @@ impl Selected {
             .iter()
             .filter_map(|handler| match &handler.trigger {
                 Trigger::Event(event) => Some(identity(event)),
-                Trigger::Cron(_) => None,
+                Trigger::Untyped { .. } | Trigger::Cron(_) => None,
             });
         taken
             .chain(self.tasks.iter().map(|task| identity(task.event)))

@@ -1,5 +1,7 @@
 use std::{ops::Deref, sync::Arc, vec};
 
+use serde_json::Value;
+
 use super::{Context, DerivedEvent, Error, Result, Tx};
 use crate::event::{Envelope, EnvelopeMeta, Event, EventDescriptor, Headers, RawBody};
 
@@ -149,6 +151,15 @@ impl Invocation {
         self.tx
             .as_mut()
             .expect("a descriptor with `uses_tx` is called with a transaction")
+    }
+
+    /// The one message, with its payload as it is.
+    pub(crate) fn take_untyped(&mut self) -> Result<Envelope<Value>> {
+        let delivery = self.take_single()?;
+        let payload = serde_json::from_str(&delivery.payload).map_err(|error| {
+            Error::undecodable(format!("the payload cannot be read as JSON: {error}"))
+        })?;
+        Ok(Envelope::new(delivery.meta, payload))
     }
 
     fn take_single(&mut self) -> Result<Delivery> {

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use crate::{
         event::EventMeta,
-        registry::{CronDescriptor, HandlerOptions, Trigger},
+        registry::{Call, CronDescriptor, HandlerOptions, Trigger},
     };
 
     fn origin(rust_path: &'static str, line: u32) -> Origin {
@@ -151,7 +151,7 @@ mod tests {
                 from: None,
             },
             requires: |_| {},
-            call: |_| Box::pin(async { Ok(crate::handler::Outcome::default()) }),
+            call: Call(&|_| Box::pin(async { Ok(crate::handler::Outcome::default()) })),
         }))
     }
 

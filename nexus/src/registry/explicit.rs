@@ -92,7 +92,7 @@ impl List {
             .iter()
             .filter_map(|handler| match handler.trigger {
                 Trigger::Event(event) => Some(event),
-                Trigger::Cron(_) => None,
+                Trigger::Untyped { .. } | Trigger::Cron(_) => None,
             });
         let emitted = self.crons.iter().flat_map(CronItem::emits);
         let emitted = emitted.map(|task| task.event);
@@ -395,7 +395,7 @@ mod tests {
     use crate::{
         event::EventMeta,
         handler::Outcome,
-        registry::{CronDescriptor, HandlerOptions},
+        registry::{Call, CronDescriptor, HandlerOptions},
     };
 
     const fn event(event_type: &'static str, origin: Origin) -> EventDescriptor {
@@ -440,7 +440,7 @@ mod tests {
                 from: None,
             },
             requires: |_| {},
-            call: |_| Box::pin(async { Ok(Outcome::default()) }),
+            call: Call(&|_| Box::pin(async { Ok(Outcome::default()) })),
         }
     }
 

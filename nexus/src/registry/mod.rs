@@ -5,11 +5,13 @@
 
 mod collect;
 mod explicit;
+mod untyped;
 mod validate;
 
 pub use collect::{EVENTS, HANDLERS, TASKS};
 pub(crate) use collect::{events, handlers, tasks};
 pub use explicit::{CronItem, Initial, List};
+pub use untyped::UntypedHandler;
 pub(crate) use validate::{LINK_ITS_CRATE, Parts, known, nearest, tick_event_type, validate};
 pub use validate::{Problem, Problems};
 
@@ -43,7 +45,22 @@ pub struct HandlerDescriptor {
     pub options: HandlerOptions,
     /// Adds what the arguments need, such as the types of `State<T>`.
     pub requires: fn(&mut Requirements),
-    pub call: for<'a> fn(&'a mut Invocation) -> BoxFuture<'a, Result<Outcome>>,
+    pub call: Call,
+}
+
+/// The function, with its arguments taken from the invocation.
+#[doc(hidden)]
+#[derive(Clone, Copy)]
+pub struct Call(pub &'static CallFn);
+
+#[doc(hidden)]
+pub type CallFn =
+    dyn for<'a> Fn(&'a mut Invocation) -> BoxFuture<'a, Result<Outcome>> + Send + Sync;
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Call")
+    }
 }
 
 impl HandlerDescriptor {
@@ -51,6 +68,7 @@ impl HandlerDescriptor {
     pub(crate) fn trigger_text(&self) -> (&'static str, Option<&'static str>) {
         match &self.trigger {
             Trigger::Event(event) => (event.meta.event_type, None),
+            Trigger::Untyped { event_type, .. } => (event_type, None),
             Trigger::Cron(cron) => (cron.expression, cron.time_zone),
         }
     }
@@ -62,6 +80,11 @@ impl HandlerDescriptor {
 pub enum Trigger {
     /// `#[handler]`: events of this type.
     Event(&'static EventDescriptor),
+    /// [`UntypedHandler`]: events of this type, whose payload is any JSON.
+    Untyped {
+        event_type: &'static str,
+        version: u32,
+    },
     /// `#[cron]`: ticks of a scheduled task of the handler's name.
     Cron(CronDescriptor),
 }

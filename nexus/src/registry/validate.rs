@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -93,6 +94,9 @@ pub(crate) fn known(name: &str, names: &BTreeSet<&str>) -> String {
 /// What to look for where a handler is missing that the source has.
 pub(crate) const LINK_ITS_CRATE: &str = "the linker leaves out a crate that no source file mentions: if it is in such a one, mention that by `nexus::link!(its_crate);`";
 
+/// Postgres holds `statement_timeout` in milliseconds as `integer`, which is 24.8 days.
+const LONGEST_TIMEOUT: Duration = Duration::from_hours(24 * 24);
+
 /// What belongs to an app.
 #[derive(Clone, Copy)]
 pub(crate) struct Parts<'a> {
@@ -168,6 +172,13 @@ fn check_handlers(parts: &Parts<'_>, found: &mut Found) {
                 "{error}, in {origin}: write `name = \"…\"` in `#[cron]`"
             ));
         }
+        if let Trigger::Untyped {
+            event_type,
+            version,
+        } = handler.trigger
+        {
+            check_untyped(handler, event_type, version, found);
+        }
         let mut requirements = Requirements::new();
         (handler.requires)(&mut requirements);
         if requirements.tick && !is_cron {
@@ -183,6 +194,45 @@ fn check_handlers(parts: &Parts<'_>, found: &mut Found) {
                 ));
             }
         }
+    }
+}
+
+/// What the macro would have refused.
+fn check_untyped(handler: &HandlerDescriptor, event_type: &str, version: u32, found: &mut Found) {
+    let HandlerDescriptor {
+        name,
+        origin,
+        options,
+        ..
+    } = handler;
+    for refused in [check_event_type(event_type), check_name("handler", name)] {
+        if let Err(error) = refused {
+            found.push(format!("{error}, in {origin}"));
+        }
+    }
+    if event_type == "tick" || event_type.starts_with("tick.") {
+        found.push(format!(
+            "handler `{name}` takes `{event_type}`, in {origin}: `tick.` is kept for the ticks of `#[cron]` functions"
+        ));
+    }
+    let counts = [
+        ("version", Some(version)),
+        ("max_attempts", options.max_attempts),
+        ("concurrency", options.concurrency),
+    ];
+    for (what, count) in counts {
+        if count.is_some_and(|count| count == 0 || i32::try_from(count).is_err()) {
+            found.push(format!(
+                "`{what}` of handler `{name}` is not from 1 to {}, in {origin}",
+                i32::MAX
+            ));
+        }
+    }
+    let is_possible = |timeout: Duration| !timeout.is_zero() && timeout <= LONGEST_TIMEOUT;
+    if options.timeout.is_some_and(|timeout| !is_possible(timeout)) {
+        found.push(format!(
+            "`timeout` of handler `{name}` is not above zero and up to 24 days, in {origin}"
+        ));
     }
 }
 
@@ -327,7 +377,7 @@ mod tests {
     use super::*;
     use crate::{
         handler::Outcome,
-        registry::{HandlerOptions, TaskPayload},
+        registry::{Call, HandlerOptions, TaskPayload},
         schedule::Misfire,
     };
 
@@ -365,7 +415,7 @@ mod tests {
                 from: None,
             },
             requires: |_| {},
-            call: |_| Box::pin(async { Ok(Outcome::default()) }),
+            call: Call(&|_| Box::pin(async { Ok(Outcome::default()) })),
         }
     }
 

@@ -439,7 +439,7 @@ pub(super) async fn invoke(
     };
     let cause = cause(&first.delivery.meta);
     // A panic leaves the invocation's transaction behind, which is only dropped after it.
-    let call = AssertUnwindSafe((route.descriptor.call)(&mut invocation)).catch_unwind();
+    let call = AssertUnwindSafe((route.descriptor.call.0)(&mut invocation)).catch_unwind();
     let call = Arc::clone(&node.points).handling(route, call);
     let mut handler = Box::pin(CAUSE.scope(cause.clone(), call));
     let lost = lost_of(messages);

@@ -2,9 +2,12 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use nexus::client::{
-    ConnectError, EditError, EmitError, OperateError, PayloadError, ReplayError, RetireError,
-    ScheduleError, SqlError, TokenError,
+use nexus::{
+    StartError,
+    client::{
+        ConnectError, EditError, EmitError, OperateError, PayloadError, ReplayError, RetireError,
+        ScheduleError, SqlError, TokenError,
+    },
 };
 
 use crate::console;
@@ -26,6 +29,18 @@ impl fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// Ctrl-C, by a command that has tidied up.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
 
 pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
     Usage(text.into()).into()
@@ -51,6 +66,12 @@ pub(crate) fn code(done: anyhow::Result<()>) -> ExitCode {
 fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if error.is::<Usage>() {
         return Some(USAGE);
+    }
+    if error.is::<Interrupted>() {
+        return Some(INTERRUPTED);
+    }
+    if let Some(StartError::Database { .. }) = error.downcast_ref() {
+        return Some(UNREACHABLE);
     }
     if let Some(error) = error.downcast_ref::<ConnectError>() {
         return Some(match error {

@@ -108,6 +108,8 @@ enum Command {
     /// Look at the schema of the database, bring it up or take it down
     #[command(subcommand)]
     Migrate(c::migrate::Migrate),
+    /// Measure how fast events are emitted and handled here
+    Bench(c::bench::Bench),
     /// Run SQL that only reads, unless asked, or a named query
     Sql(c::sql::Sql),
     /// Write a script that completes commands in a shell
@@ -136,11 +138,13 @@ fn main() -> ExitCode {
     };
     // Following the log ends in no other way.
     let is_endless = matches!(cli.command, Command::Events(c::events::Events::Tail(_)));
+    // Have something to tidy up before.
+    let ends_itself = matches!(cli.command, Command::Bench(_) | Command::Serve(_));
     let console = Console::new(cli.global.json, cli.global.yes);
     let code = runtime.block_on(async {
         tokio::select! {
             done = run(cli, &console) => failure::code(done),
-            _ = tokio::signal::ctrl_c(), if !is_server => {
+            _ = tokio::signal::ctrl_c(), if !ends_itself => {
                 console.clear();
                 if is_endless {
                     ExitCode::SUCCESS
@@ -167,6 +171,7 @@ async fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Migrate(command) => return command.run(&global, console).await,
         Command::Serve(command) => return command.run(&global, console).await,
         Command::Doctor => return c::doctor::run(&global, console).await,
+        Command::Bench(command) => return command.run(&global, console).await,
         _ => {}
     }
     let session = Session::open(&global).await?;
@@ -183,9 +188,11 @@ async fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Schemas(command) => command.run(&session, console).await,
         Command::Tokens(command) => command.run(&session, console).await,
         Command::Sql(command) => command.run(&session, console).await,
-        Command::Doctor | Command::Migrate(_) | Command::Serve(_) | Command::Completions { .. } => {
-            Ok(())
-        }
+        Command::Bench(_)
+        | Command::Doctor
+        | Command::Migrate(_)
+        | Command::Serve(_)
+        | Command::Completions { .. } => Ok(()),
     }
 }
 

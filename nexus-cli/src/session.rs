@@ -70,6 +70,10 @@ pub(crate) enum Missing {
 pub(crate) struct Place {
     pub(crate) database: Database,
     pub(crate) namespace: String,
+    /// With its password.
+    pub(crate) url: String,
+    pub(crate) pooler: Pooler,
+    pub(crate) settings: Settings,
     server: Option<Server>,
 }
 
@@ -107,6 +111,9 @@ impl Place {
         Ok(Self {
             database,
             namespace,
+            url,
+            pooler,
+            settings,
             server,
         })
     }
@@ -173,7 +180,7 @@ impl Settings {
     }
 
     /// The first of the variables that is set, in the environment or else in the file, and where that is.
-    fn first(&self, variables: &[&str]) -> Option<(String, String)> {
+    pub(crate) fn first(&self, variables: &[&str]) -> Option<(String, String)> {
         let is_set = |value: &String| !value.trim().is_empty();
         let set = variables.iter().find_map(|variable| {
             let value = env::var_os(variable)?.to_string_lossy().into_owned();

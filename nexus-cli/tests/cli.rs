@@ -1143,3 +1143,173 @@ async fn only_migrate_up_makes_an_embedded_database() {
     };
     until("the server stops", async || !is_running()).await;
 }
+
+#[tokio::test]
+async fn a_benchmark_has_the_fields_of_the_original_and_leaves_nothing_but_the_log() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".env"), "BENCH_CONCURRENCY=3\n").unwrap();
+    let run = end(program(folder.path())
+        .env("DATABASE_URL", database.url())
+        // Neither is its own: the one would end a node, the other is somebody's.
+        .env("CORE_NODE_ID", "precious")
+        .env("CORE_NAMESPACE", "demo")
+        .env("BENCH_TOTAL", "40")
+        .args(["bench", "--json"]))
+    .await
+    .json();
+    assert_eq!(run["totalEvents"], 40);
+    assert_eq!(run["concurrency"], 3);
+    assert_eq!(run["eventType"], "benchmark.event");
+    let number = |value: &Value| value.as_f64().unwrap();
+    let (produce, end_to_end) = (
+        number(&run["produceDurationMs"]),
+        number(&run["endToEndDurationMs"]),
+    );
+    assert!(produce > 0.0 && end_to_end > 0.0, "{run:#}");
+    assert!(number(&run["consumerDurationMs"]) <= end_to_end, "{run:#}");
+    let rate = number(&run["throughputPerSecond"]);
+    assert!(
+        (rate - 40_000.0 / end_to_end).abs() < rate / 100.0,
+        "{run:#}"
+    );
+    for spread in ["emitMs", "emitToStartMs"] {
+        let spread = &run[spread];
+        let sorted = ["p50", "p90", "p95", "p99", "max"].map(|name| number(&spread[name]));
+        assert!(sorted.is_sorted() && sorted[0] > 0.0, "{spread}");
+    }
+
+    let bench = |arguments: &[&'static str]| [&["--namespace", "bench"], arguments].concat();
+    let status = nexus(&database, &bench(&["status", "--json"])).await.json();
+    assert_eq!(status["nodes"], json!([]));
+    let groups = status["groups"].as_array().unwrap();
+    let group = groups.iter().find(|group| group["group"] == "bench");
+    assert_eq!(group.unwrap()["messages"]["counted"], 0);
+    assert_eq!(group.unwrap()["handlers"], json!([]));
+    let warm_up = run["warmUpEvents"].as_i64().unwrap();
+    let logged = sqlx_count(&database, "select count(*) from core.event_log").await;
+    assert_eq!(logged, 40 + warm_up);
+    let made = sqlx_count(&database, "select count(*) from core.nodes").await;
+    assert_eq!(made, 0);
+}
+
+#[tokio::test]
+async fn a_benchmark_does_not_disturb_others() {
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let listen = nexus::UntypedHandler::new("benchmark.event", "listen", move |event, _| {
+        let _ = sender.send(event.into_event());
+        async { Ok(()) }
+    });
+    let app = App::discover().only(["listen"]).handle(listen);
+    let app = TestApp::start(app).await;
+    let database = app.database();
+    let run = |arguments: &'static [&'static str]| async move {
+        let all = [&["bench", "--total", "5"], arguments].concat();
+        nexus(database, &all).await
+    };
+    let said = run(&["--namespace", "demo"]).await.failed(1);
+    assert!(
+        said.contains("handler `listen` of group `default` in namespace `demo` is subscribed to `benchmark.event`"),
+        "{said}"
+    );
+    // Elsewhere it is no matter, nor is another type here.
+    let alone = run(&[]).await.ok();
+    assert!(
+        alone.contains("throughputPerSecond") && alone.contains("10 events `benchmark.event` stay"),
+        "{alone}"
+    );
+    let other = run(&[
+        "--namespace",
+        "demo",
+        "--event-type",
+        "other.event",
+        "--json",
+    ]);
+    assert_eq!(other.await.json()["namespace"], "demo");
+    app.settled().await;
+    assert!(heard.try_recv().is_err());
+
+    for (variable, value, said) in [
+        (
+            "BENCH_TOTAL",
+            "many",
+            "BENCH_TOTAL is `many`, expected a number from 1 to 1000000",
+        ),
+        (
+            "BENCH_CONCURRENCY",
+            "0",
+            "BENCH_CONCURRENCY is `0`, expected a number from 1 to 256",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = end(program(folder.path())
+            .env("DATABASE_URL", database.url())
+            .env(variable, value)
+            .args(["bench"]))
+        .await;
+        let error = run.failed(2);
+        assert!(error.contains(said), "{error}");
+    }
+    let said = run(&["--event-type", "No Type"]).await.failed(1);
+    assert!(said.contains("event type `No Type` is refused"), "{said}");
+    let empty = TestDatabase::empty().await;
+    nexus(&empty, &["bench"]).await.failed(4);
+    let made = "select count(*) from pg_namespace where nspname = 'core'";
+    assert_eq!(sqlx_count(&empty, made).await, 0);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_benchmark_that_is_held_up_ends_and_tidies_up() {
+    let database = TestDatabase::new().await;
+    nexus(&database, &["bench", "--total", "1"]).await.ok();
+    // Nothing is claimed in a paused group.
+    nexus(
+        &database,
+        &["groups", "pause", "bench", "--namespace", "bench"],
+    )
+    .await
+    .ok();
+    let said = nexus(&database, &["bench", "--total", "3", "--limit", "2s"])
+        .await
+        .failed(1);
+    assert!(
+        said.contains("0 of 6 events were handled within 2s")
+            && !said.contains("could not tidy up"),
+        "{said}"
+    );
+    let waiting = "select count(*) from pgmq.q_core_events_bench__bench";
+    assert_eq!(sqlx_count(&database, waiting).await, 0);
+
+    let folder = tempfile::tempdir().unwrap();
+    let child = program(folder.path())
+        .env("DATABASE_URL", database.url())
+        .args(["bench", "--total", "3"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pool = database.pool().await;
+    loop {
+        let waits: i64 = sqlx::query_scalar(waiting).fetch_one(&pool).await.unwrap();
+        if waits > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Another one beside it would take its events.
+    let said = nexus(&database, &["bench"]).await.failed(1);
+    assert!(
+        said.contains("handles group `bench` in namespace `bench` already"),
+        "{said}"
+    );
+    let id = child.id().unwrap().to_string();
+    let sent = Command::new("kill").args(["-INT", &id]).status().await;
+    assert!(sent.unwrap().success());
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert_eq!(sqlx_count(&database, waiting).await, 0);
+    let left =
+        "select (select count(*) from core.subscriptions) + (select count(*) from core.nodes)";
+    assert_eq!(sqlx_count(&database, left).await, 0);
+}

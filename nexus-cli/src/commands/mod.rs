@@ -1,5 +1,6 @@
 //! The commands, a module for each: its arguments, what it does, and how that is shown, to people and as JSON.
 
+pub(crate) mod bench;
 pub(crate) mod dead_letters;
 pub(crate) mod doctor;
 pub(crate) mod emit;

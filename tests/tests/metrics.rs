@@ -1,9 +1,19 @@
-//! What a node tells Prometheus is what it did, under the names that the documentation lists.
+//! What a node tells Prometheus is what it did, and what its namespace is like, under the names that the documentation
+//! lists.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use nexus::{prelude::*, testing::TestDatabase};
-use nexus_tests::within;
+use nexus::{
+    client::{GroupMetrics, NamespaceMetrics},
+    prelude::*,
+    testing::{TestApp, TestDatabase},
+};
+use nexus_tests::{until, within};
+use tokio::sync::Semaphore;
 
 /// A page to print.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, Event)]
@@ -98,7 +108,7 @@ async fn a_node_counts_and_times_what_it_does() {
     })
     .await;
     let text = node.metrics();
-    let (series, kinds) = read(&text);
+    let (series, _) = read(&text);
     let value = |name: &str| {
         series
             .get(name)
@@ -137,14 +147,328 @@ async fn a_node_counts_and_times_what_it_does() {
         number("nexus_pool_connections{namespace=\"demo\",pool=\"client\",state=\"most\"}") >= 2.0
     );
 
-    let documented: BTreeMap<String, String> = include_str!("../../docs/metrics.md")
-        .lines()
-        .filter_map(|line| {
-            let mut cells = line.strip_prefix("| `nexus_")?.split(" | ");
-            let name = format!("nexus_{}", cells.next()?.trim_end_matches('`'));
-            Some((name, cells.next()?.to_owned()))
+    // The only node is the one that tells of the namespace.
+    let text = until("the figures of the namespace are collected", async || {
+        let text = node.metrics();
+        text.contains("nexus_group_depth").then_some(text)
+    })
+    .await;
+    let (series, kinds) = read(&text);
+    let told: BTreeMap<String, Documented> = kinds
+        .into_iter()
+        .map(|(name, kind)| {
+            let labels = labels_of(&name, series.keys());
+            (name, (kind, labels))
         })
         .collect();
-    assert_eq!(documented, kinds);
+    assert_eq!(documented(), told);
     node.shutdown().await;
+}
+
+/// Kind and labels of a metric.
+type Documented = (String, BTreeSet<String>);
+
+/// The rows of the tables in `docs/metrics.md`.
+fn documented() -> BTreeMap<String, Documented> {
+    let rows = include_str!("../../docs/metrics.md").lines();
+    rows.filter_map(|line| {
+        let cells = line.strip_prefix("| `nexus_")?.split('|');
+        let cells: Vec<&str> = cells.map(|cell| cell.trim().trim_matches('`')).collect();
+        let labels = cells[2].split(", ").map(|label| label.trim_matches('`'));
+        let labels = labels.filter(|label| !label.is_empty()).map(str::to_owned);
+        let name = format!("nexus_{}", cells[0]);
+        Some((name, (cells[1].to_owned(), labels.collect())))
+    })
+    .collect()
+}
+
+/// The labels that the series of a family have beside the one that all have.
+fn labels_of<'a>(family: &str, series: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for series in series {
+        let (name, labels) = series.split_once('{').unwrap();
+        let suffix = name.strip_prefix(family);
+        if suffix.is_some_and(|suffix| ["", "_bucket", "_sum", "_count"].contains(&suffix)) {
+            let labels = labels.trim_end_matches('}').split("\",");
+            found.extend(labels.map(|label| label.split('=').next().unwrap().to_owned()));
+        }
+    }
+    assert!(found.remove("namespace"), "{family}: {found:?}");
+    found.remove("le");
+    found
+}
+
+/// A document.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Event)]
+#[event(type = "document.written")]
+struct DocumentWritten {
+    number: i64,
+}
+
+/// Takes its time.
+#[handler(group = "desk")]
+async fn sign(_document: DocumentWritten, gate: State<Arc<Semaphore>>) {
+    let _ = gate.acquire().await;
+}
+
+/// Tries again much later.
+#[handler(group = "archive", backoff = "fixed(1h)")]
+async fn shelve(_document: DocumentWritten) -> nexus::Result {
+    Err("the shelf is full".into())
+}
+
+#[handler(group = "shredder")]
+async fn shred(document: DocumentWritten) -> nexus::Result {
+    match document.number {
+        0 | 1 => Err(Error::permanent("there is a clip in it")),
+        _ => Ok(()),
+    }
+}
+
+#[handler(group = "attic")]
+async fn store_away(_document: DocumentWritten) {}
+
+#[cron("0 0 1 1 *", group = "attic")]
+async fn tidy_up(_tick: Tick) {}
+
+fn of<'a>(metrics: &'a NamespaceMetrics, group: &str) -> &'a GroupMetrics {
+    let mut groups = metrics.groups.iter();
+    let found = groups.find(|found| found.name == group);
+    found.unwrap_or_else(|| panic!("no group {group} in {metrics:#?}"))
+}
+
+/// A namespace with something of everything. Its gate lets nothing through.
+async fn office() -> (TestApp, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let handlers = ["sign", "shelve", "shred", "store_away", "tidy_up"];
+    let app = App::discover().only(handlers).state(Arc::clone(&gate));
+    let app = TestApp::start(app).await;
+    let client = app.client();
+    client.pause_group("attic").await.unwrap();
+    for number in 0..5 {
+        client.emit(&DocumentWritten { number }).await.unwrap();
+    }
+    let delayed = DocumentWritten { number: 9 };
+    let delayed = client.emit(&delayed).after(Duration::from_hours(24));
+    delayed.await.unwrap();
+    until("all has been tried", async || {
+        let metrics = client.namespace_metrics().await.unwrap();
+        let is_done = of(&metrics, "desk").leased == 5
+            && of(&metrics, "archive").failed == 5
+            && of(&metrics, "shredder").depth.counted == 0;
+        is_done.then_some(())
+    })
+    .await;
+    app.advance(Duration::from_mins(10)).await;
+    for statement in [
+        "update core.scheduled_tasks
+         set next_run_at = core.now() - interval '1 hour', put_off_until = core.now() + interval '1 day'",
+        "insert into core.nodes (node_id, namespace, app, last_heartbeat)
+         values ('dead', 'demo', 'another', core.now() - interval '1 minute')",
+    ] {
+        sqlx::query(statement).execute(app.pool()).await.unwrap();
+    }
+    let replay = client.replay("attic").rate(0.0001);
+    replay.start().await.unwrap();
+    (app, gate)
+}
+
+#[tokio::test]
+async fn the_figures_of_a_namespace_are_what_is_there() {
+    let (app, gate) = office().await;
+    let metrics = app.client().namespace_metrics().await.unwrap();
+    let counts = |group: &str| {
+        let group = of(&metrics, group);
+        let letters = group.dead_letters.counted;
+        (group.depth.counted, group.failed, group.leased, letters)
+    };
+    assert_eq!(counts("desk"), (5, 0, 5, 0));
+    // None of them is due.
+    assert_eq!(counts("archive"), (5, 5, 0, 0));
+    assert_eq!(counts("shredder"), (0, 0, 0, 2));
+    let attic = of(&metrics, "attic");
+    assert!(attic.depth.counted >= 5 && attic.leased == 0, "{attic:?}");
+    let paused = metrics
+        .groups
+        .iter()
+        .map(|group| (&*group.name, group.is_paused));
+    assert_eq!(
+        paused.collect::<Vec<_>>(),
+        [
+            ("archive", false),
+            ("attic", true),
+            ("default", false),
+            ("desk", false),
+            ("shredder", false)
+        ]
+    );
+    for group in &metrics.groups {
+        if group.name == "attic" {
+            assert!(group.lag >= Duration::from_mins(10), "{group:?}");
+        } else {
+            assert!(group.lag.is_zero(), "{group:?}");
+        }
+    }
+    assert_eq!((metrics.live_nodes, metrics.silent_nodes), (1, 1));
+    assert_eq!(metrics.overdue_schedules.counted, 1);
+    assert_eq!(metrics.delayed_emits.counted, 1);
+    assert_eq!(metrics.running_replays.counted, 1);
+    assert_eq!(metrics.partitions_ahead, 12);
+    assert!(metrics.collected_at <= app.now().await);
+    gate.add_permits(5);
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_text_says_what_the_figures_are() {
+    let (app, gate) = office().await;
+    let metrics = app.client().namespace_metrics().await.unwrap();
+    let (series, _) = read(&metrics.text());
+    for (name, label, value) in [
+        ("nexus_group_depth", ",group=\"desk\"", "5"),
+        ("nexus_group_leased", ",group=\"desk\"", "5"),
+        ("nexus_group_failed", ",group=\"archive\"", "5"),
+        ("nexus_group_paused", ",group=\"attic\"", "1"),
+        ("nexus_group_paused", ",group=\"desk\"", "0"),
+        ("nexus_group_dead_letters", ",group=\"shredder\"", "2"),
+        ("nexus_nodes", ",state=\"live\"", "1"),
+        ("nexus_nodes", ",state=\"silent\"", "1"),
+        ("nexus_schedules_overdue", "", "1"),
+        ("nexus_delayed_emits_waiting", "", "1"),
+        ("nexus_replays_running", "", "1"),
+        ("nexus_partitions_ahead", "", "12"),
+    ] {
+        let name = format!("{name}{{namespace=\"demo\"{label}}}");
+        assert_eq!(series[&name], value, "{name}");
+    }
+    let lag = of(&metrics, "attic").lag;
+    for (name, label, expected) in [
+        ("nexus_group_lag_seconds", ",group=\"attic\"", lag),
+        (
+            "nexus_partition_headroom_seconds",
+            "",
+            metrics.partition_headroom,
+        ),
+        (
+            "nexus_namespace_collection_duration_seconds",
+            "",
+            metrics.took,
+        ),
+        (
+            "nexus_namespace_collected_timestamp_seconds",
+            "",
+            metrics.collected_at.as_duration().unsigned_abs(),
+        ),
+    ] {
+        let name = format!("{name}{{namespace=\"demo\"{label}}}");
+        let told: f64 = series[&name].parse().unwrap();
+        assert!(
+            (told - expected.as_secs_f64()).abs() < 0.001,
+            "{name}: {told} {expected:?}"
+        );
+    }
+    gate.add_permits(5);
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn counting_ends_somewhere_and_says_so() {
+    let app = TestApp::without_workers(App::discover().only(["store_away"])).await;
+    for table in ["attic", "attic_dlq"] {
+        let text = format!(
+            "insert into pgmq.q_core_events_demo__{table} (vt, message, headers)
+             select core.now(), '{{}}', '{{\"handler\": \"store_away\", \"eventVersion\": \"1\", \"attempts\": 1}}'
+             from generate_series(1, 10001)"
+        );
+        let statement = sqlx::query(sqlx::AssertSqlSafe(text));
+        statement.execute(app.pool()).await.unwrap();
+    }
+    let metrics = app.client().namespace_metrics().await.unwrap();
+    let attic = of(&metrics, "attic");
+    for depth in [attic.depth, attic.dead_letters] {
+        assert_eq!(depth.to_string(), "10000+");
+    }
+    assert_eq!(attic.failed, 10_000);
+    // One less is all there are.
+    sqlx::query("delete from pgmq.q_core_events_demo__attic_dlq where msg_id = 1")
+        .execute(app.pool())
+        .await
+        .unwrap();
+    let metrics = app.client().namespace_metrics().await.unwrap();
+    assert_eq!(of(&metrics, "attic").dead_letters.to_string(), "10000");
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn headroom_ends_where_the_first_partition_is_missing() {
+    let app = TestApp::without_workers(App::discover().only(["store_away"])).await;
+    for months in [13, 3, 0] {
+        let (left, name): (f64, String) = sqlx::query_as(
+            "select extract(epoch from m - (core.now() at time zone 'UTC'))::float8, 'event_log_' || to_char(m, 'YYYY_MM')
+             from (select date_trunc('month', core.now() at time zone 'UTC') + make_interval(months => $1)) _ (m)",
+        )
+        .bind(months)
+        .fetch_one(app.pool())
+        .await
+        .unwrap();
+        if months < 13 {
+            let text = format!("alter table core.event_log detach partition core.{name}");
+            let statement = sqlx::query(sqlx::AssertSqlSafe(text));
+            statement.execute(app.pool()).await.unwrap();
+        }
+        let metrics = app.client().namespace_metrics().await.unwrap();
+        // The clock goes on.
+        let passed = left.max(0.0) - metrics.partition_headroom.as_secs_f64();
+        assert!(
+            (0.0..600.0).contains(&passed),
+            "{months}: {left} {metrics:?}"
+        );
+    }
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_open_transaction_shows_in_the_figures() {
+    let app = TestApp::without_workers(App::discover().only(["store_away"])).await;
+    let mut open = app.pool().begin().await.unwrap();
+    sqlx::raw_sql("set transaction isolation level repeatable read; select 1")
+        .execute(&mut *open)
+        .await
+        .unwrap();
+    let metrics = app.client().namespace_metrics().await.unwrap();
+    let holder = metrics.xmin_holder.as_ref().unwrap();
+    assert_eq!(holder.kind, "session");
+    let (series, _) = read(&metrics.text());
+    let age = &series["nexus_xmin_age_seconds{namespace=\"demo\"}"];
+    let age: f64 = age.parse().unwrap();
+    assert!((age - holder.age.unwrap().as_secs_f64()).abs() < 0.001);
+    drop(open);
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn one_node_of_several_tells_of_the_namespace() {
+    let database = TestDatabase::new().await;
+    let app = || {
+        let app = App::discover().only(["store_away"]);
+        app.database_url(database.url())
+    };
+    let first = nexus::start(app()).await.unwrap();
+    let second = nexus::start(app()).await.unwrap();
+    let until_it_tells = async |node: &nexus::Handle| {
+        until("a node tells figures", async || {
+            node.metrics().contains("nexus_group_depth{").then_some(())
+        })
+        .await;
+    };
+    let tells_when = |text: &str| text.contains("nexus_namespace_collected_timestamp_seconds");
+    until_it_tells(&first).await;
+    assert!(!tells_when(&second.metrics()));
+    let of_first = first.node_metrics();
+    first.shutdown().await;
+    // One that has stopped tells what it did, and nothing of the namespace any more.
+    assert!(!tells_when(&of_first.text()));
+    assert!(of_first.text().contains("nexus_messages_claimed_total"));
+    until_it_tells(&second).await;
+    second.shutdown().await;
 }

@@ -1,6 +1,7 @@
 //! What a node tells Prometheus, written out when it is asked for. docs/metrics.md has the names.
 //!
-//! Labels have as many values as the program has groups and handlers.
+//! Labels have as many values as the program has groups and handlers. What is told of the namespace comes from
+//! `client/namespace_metrics.rs`.
 
 use std::{
     fmt,
@@ -12,39 +13,70 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, prometheus_text},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::{Registry, Unit},
+    registry::Unit,
 };
 use sqlx::PgPool;
 
 use crate::{
+    client::{Client, Families, NamespaceMetrics, text_of},
     metrics::{Counts, Times},
-    runtime::{Node, Route},
+    runtime::{Figures, Route, Running},
 };
 
-/// What the node has to tell, in the text format of Prometheus, version 0.0.4.
-pub(super) fn text(node: &Arc<Node>, routes: &[Arc<Route>]) -> String {
-    let namespace = ("namespace".into(), node.row.namespace.clone().into());
-    let mut registry = Registry::with_labels(std::iter::once(namespace));
-    registry.register_collector(Box::new(NodeMetrics {
-        node: Arc::clone(node),
-        routes: routes.to_vec(),
-    }));
-    let mut text = String::new();
-    // Writing to a string does not fail.
-    let _ = prometheus_text::encode(&mut text, &registry);
-    text
-}
-
-struct NodeMetrics {
-    node: Arc<Node>,
+/// What a node has counted, timed and holds, to be asked at any time: [`Handle::node_metrics`](crate::Handle::node_metrics).
+///
+/// Cheap to clone. Goes on telling what it counted when the node has stopped.
+#[derive(Clone)]
+pub struct NodeMetrics {
+    namespace: String,
     routes: Vec<Arc<Route>>,
+    client: Client,
+    own_pool: PgPool,
+    lateness: Times,
+    figures: Figures,
 }
 
 impl fmt::Debug for NodeMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeMetrics").finish_non_exhaustive()
+    }
+}
+
+impl NodeMetrics {
+    pub(super) fn of(running: &Running) -> Self {
+        let node = &running.node;
+        Self {
+            namespace: node.row.namespace.clone(),
+            routes: running.routes.clone(),
+            client: node.client.clone(),
+            own_pool: node.lender.pool().clone(),
+            lateness: node.lateness.clone(),
+            figures: node.figures.clone(),
+        }
+    }
+
+    /// The node's series in the text format of Prometheus, version 0.0.4, and those of the namespace if this is the node
+    /// that collects them. Asks nothing of the database.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.text_and(self.figures.families())
+    }
+
+    /// The node's series together with these of the namespace, which somebody has just asked for.
+    #[must_use]
+    pub fn text_with(&self, metrics: &NamespaceMetrics) -> String {
+        self.text_and(Some(Families::of(metrics.clone())))
+    }
+
+    fn text_and(&self, families: Option<Families>) -> String {
+        text_of(&self.namespace, |registry| {
+            registry.register_collector(Box::new(self.clone()));
+            if let Some(families) = families {
+                registry.register_collector(Box::new(families));
+            }
+        })
     }
 }
 
@@ -93,7 +125,7 @@ impl Collector for NodeMetrics {
             None,
             MetricType::Counter,
         )?;
-        for (event_type, count) in self.node.client.emitted().counts() {
+        for (event_type, count) in self.client.emitted().counts() {
             let label = [("event_type", event_type.as_deref().unwrap_or("(others)"))];
             ConstCounter::new(count).encode(emitted.encode_family(&label)?)?;
         }
@@ -140,17 +172,14 @@ impl Collector for NodeMetrics {
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
-        self.node.lateness.0.encode(lateness)?;
+        self.lateness.0.encode(lateness)?;
         let mut pools = encoder.encode_descriptor(
             "nexus_pool_connections",
             "Connections of the node's pools: those of handlers and emits, and those of its loops",
             None,
             MetricType::Gauge,
         )?;
-        for (pool, name) in [
-            (self.node.client.pool(), "client"),
-            (self.node.lender.pool(), "node"),
-        ] {
+        for (pool, name) in [(self.client.pool(), "client"), (&self.own_pool, "node")] {
             for (state, count) in connections(pool) {
                 let label = [("pool", name), ("state", state)];
                 ConstGauge::new(count).encode(pools.encode_family(&label)?)?;

@@ -22,6 +22,7 @@ pub use describe::{
     TickEffect,
 };
 pub use handle::{Handle, HandlerStats};
+pub use metrics::NodeMetrics;
 pub use run::run;
 pub use start::start;
 

@@ -134,6 +134,7 @@ async fn start_unboxed(app: App) -> Result<Handle, StartError> {
         batches: Arc::default(),
         trouble,
         lateness: Times::default(),
+        figures: runtime::Figures::default(),
         clock_ahead: AtomicI64::new(0),
         points: app.points,
         stop,

@@ -10,7 +10,8 @@ use crate::store::{depths, subscriptions};
 /// Counting stops here.
 const MOST: u16 = 1_000;
 
-/// How many there are, counted up to 1,000.
+/// How many there are, counted up to a limit: 1,000 in [lists](Client::groups), 10,000 in
+/// [metrics](Client::namespace_metrics).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub struct Depth {
@@ -21,13 +22,18 @@ pub struct Depth {
 }
 
 impl Depth {
-    fn new(found: i64) -> Self {
-        let most = u64::from(MOST);
+    pub(super) fn new(found: i64, most: u16) -> Self {
+        let most = u64::from(most);
         let found = found.unsigned_abs();
         Self {
             counted: found.min(most),
             is_more: found > most,
         }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.counted += other.counted;
+        self.is_more |= other.is_more;
     }
 }
 
@@ -119,9 +125,9 @@ impl Client {
                 groups.push(Group {
                     name: row.group,
                     paused_at: row.paused_at,
-                    depth: Depth::new(messages.messages),
+                    depth: Depth::new(messages.messages, MOST),
                     failed: messages.failed.unsigned_abs().min(u64::from(MOST)),
-                    dead_letters: Depth::new(letters.messages),
+                    dead_letters: Depth::new(letters.messages, MOST),
                     queue: row.queue,
                     handlers: Vec::new(),
                 });
@@ -136,7 +142,7 @@ impl Client {
                         event_version: row.event_version.map(i32::unsigned_abs),
                         app: row.app,
                         is_live: row.is_live,
-                        depth: Depth::new(waiting.messages),
+                        depth: Depth::new(waiting.messages, MOST),
                         lag: waiting.lag,
                     });
                 }
@@ -155,8 +161,8 @@ mod tests {
     #[test]
     fn a_depth_says_that_there_are_more() {
         for (found, text) in [(0, "0"), (1_000, "1000"), (1_001, "1000+")] {
-            assert_eq!(Depth::new(found).to_string(), text);
+            assert_eq!(Depth::new(found, MOST).to_string(), text);
         }
-        assert_eq!(format!("{:>6}", Depth::new(7)), "     7");
+        assert_eq!(format!("{:>6}", Depth::new(7, MOST)), "     7");
     }
 }

@@ -55,14 +55,18 @@ impl Client {
             Ok(holder)
         };
         let holder = self.asked("look for the oldest snapshot", looked).await?;
-        Ok(holder.map(|holder| XminHolder {
-            kind: holder.kind,
-            pid: holder.pid,
-            name: holder.name,
-            user: holder.user,
-            state: holder.state,
-            transactions: holder.transactions,
-            age: holder.age,
-        }))
+        Ok(holder.map(self::holder))
+    }
+}
+
+pub(super) fn holder(found: horizon::Holder) -> XminHolder {
+    XminHolder {
+        kind: found.kind,
+        pid: found.pid,
+        name: found.name,
+        user: found.user,
+        state: found.state,
+        transactions: found.transactions,
+        age: found.age,
     }
 }

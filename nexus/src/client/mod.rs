@@ -4,6 +4,7 @@
 //! - [`DeadLetter`] is what the client lists, redrives and purges, [`DeadLetterFilter`] says which.
 //! - [`LoggedEvent`], [`Delivery`], [`Group`] and [`Node`] are what the client shows of events, of what became of
 //!   them, of what waits, and of who runs.
+//! - [`NamespaceMetrics`] are the figures of all that, for whoever watches it.
 //! - [`DeclaredType`] is what apps say that an event type is; payloads without a Rust type are held to it.
 //! - [`Tx`] is a transaction with emits in it.
 //! - [`Retired`] is what becomes of a subscription that no build declares.
@@ -28,6 +29,7 @@ mod groups;
 mod horizon;
 mod lent;
 mod log;
+mod namespace_metrics;
 mod nodes;
 mod operate;
 mod pauses;
@@ -60,6 +62,8 @@ pub(crate) use lent::{
     takes_no_writes,
 };
 pub use log::{EventTail, Events, LoggedEvent};
+pub(crate) use namespace_metrics::{Families, text_of};
+pub use namespace_metrics::{GroupMetrics, NamespaceMetrics};
 pub use nodes::{Node, NodeHandler};
 pub use operate::{OperateError, Subscription};
 pub use replays::{Replay, ReplayError, ReplayEstimate, ReplayState, ReplayStatus};

@@ -8,7 +8,7 @@
 //! - [`scheduler`] fires ticks, [`delayed`] emits what has become due, [`adopter`] takes in what
 //!   foreign programs send, [`caretaker`] does what has to be done from time to time, [`renamer`]
 //!   moves what carries a former name of a handler, [`replayer`] delivers events of the log once more,
-//!   [`listener`] hears the doorbell.
+//!   [`listener`] hears the doorbell, [`collector`] collects the figures of the namespace.
 //! - [`supervise`] starts a loop again that panicked, [`trouble`] says once what is wrong with the database.
 //!
 //! A message is in exactly one place at a time: in its queue, in a worker's buffer, in an attempt,
@@ -18,6 +18,7 @@ mod adopter;
 mod attempt;
 mod backlog;
 mod caretaker;
+mod collector;
 mod declaration;
 mod delayed;
 mod guard;
@@ -63,6 +64,7 @@ use crate::{
     store::{self, maintenance, nodes},
 };
 
+pub(crate) use collector::Figures;
 pub(crate) use declaration::{Declaration, DeclaredTask};
 pub(crate) use lease::{Control, Duty, Leases};
 pub(crate) use points::Points;
@@ -138,6 +140,8 @@ pub(crate) struct Node {
     pub(crate) trouble: Trouble,
     /// How late ticks were fired.
     pub(crate) lateness: Times,
+    /// What it has to tell of the namespace.
+    pub(crate) figures: Figures,
     /// How far the clock of the database is ahead of this machine's, in microseconds.
     pub(crate) clock_ahead: AtomicI64,
     /// Where the test kit looks on.
@@ -273,6 +277,10 @@ pub(crate) fn start(
         service(
             "the replayer",
             Box::new(|node| Box::pin(replayer::run(node))),
+        );
+        service(
+            "the collector",
+            Box::new(|node| Box::pin(collector::run(node))),
         );
         // A session behind a pooler in transaction mode is shared: nobody listens in it.
         if node.client.pooler() == Pooler::Session {

@@ -1,5 +1,7 @@
 //! Nodes and builds: who runs which version of which app.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -189,6 +191,28 @@ pub(crate) enum Beat {
     Fenced,
     /// The row is gone, taken for dead and removed.
     Forgotten,
+}
+
+/// How long the others take the node for alive whatever becomes of it, counted from before this is called, if it is
+/// the one of those alive that started first; `None` if it is not.
+pub(crate) async fn first_of_the_live_for(
+    connection: &mut PgConnection,
+    namespace: &str,
+    epoch: i64,
+) -> sqlx::Result<Option<Duration>> {
+    // As long as core.is_live has it.
+    let first: Option<(i64, i64)> = sqlx::query_as(
+        "select epoch, (extract(epoch from last_heartbeat + interval '15 seconds' - core.now()) * 1000000)::bigint
+         from core.nodes
+         where namespace = $1 and core.is_live(last_heartbeat) and app is not null
+         order by epoch limit 1",
+    )
+    .bind(namespace)
+    .fetch_optional(connection)
+    .await?;
+    Ok(first
+        .filter(|(first, _)| *first == epoch)
+        .map(|(_, micros)| Duration::from_micros(micros.max(0).unsigned_abs())))
 }
 
 /// Says that the node is alive, unless a newer boot has taken its id.

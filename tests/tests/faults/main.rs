@@ -10,8 +10,10 @@
 //! - [`horizon`]: whoever keeps the server from cleaning up,
 //! - [`liveness`]: nodes that are busy, blocked or dead,
 //! - [`panics`]: panics of nexus itself,
-//! - [`races`]: who comes or looks while events flow.
+//! - [`races`]: who comes or looks while events flow,
+//! - [`collecting`]: the figures of the namespace.
 
+mod collecting;
 mod conflicts;
 mod connections;
 mod failover;

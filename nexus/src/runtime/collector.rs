@@ -1,0 +1,103 @@
+//! Collects the figures of the namespace, on one of its nodes: the one of those alive that started first.
+//!
+//! No lock says so, which somebody could hold and not collect: each node looks at the heartbeats of all. A node tells its
+//! figures only as long as the others take it for alive, so that with the node that follows it there is still one.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+
+use super::Node;
+use crate::{
+    client::{Families, NamespaceMetrics},
+    store::{self, nodes},
+};
+
+/// How often to look who is first, and how many times of these until figures are collected again.
+const EVERY: Duration = Duration::from_secs(5);
+const COLLECT_EVERY: u32 = 3;
+
+/// How long one round may take before its connection counts as lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What this node has to tell of the namespace. All clones are one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Figures {
+    state: Arc<Mutex<State>>,
+}
+
+/// Nothing at all, unless this node is the one that collects.
+#[derive(Debug, Default)]
+struct State {
+    collected_at: Option<Timestamp>,
+    metrics: Option<NamespaceMetrics>,
+    /// Until then the others take this node for alive.
+    until: Option<Instant>,
+}
+
+impl Figures {
+    /// What there is to be told now: while the database is away, only when it was asked last.
+    pub(crate) fn families(&self) -> Option<Families> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_valid = state.until.is_some_and(|until| Instant::now() < until);
+        Some(Families {
+            collected_at: state.collected_at?,
+            metrics: state.metrics.clone().filter(|_| is_valid),
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+pub(crate) async fn run(node: Arc<Node>) {
+    let mut rounds = 0;
+    while !node.stop.is_cancelled() {
+        let round = Box::pin(round(&node, rounds));
+        rounds = match store::answered_within(PATIENCE, round).await {
+            Ok(next) => next,
+            Err(error) => {
+                node.figures.change(|state| state.metrics = None);
+                if !node.mend(&error).await {
+                    node.trouble
+                        .met("collect the metrics of the namespace", &error);
+                }
+                0
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = node.stop.cancelled() => {}
+        }
+    }
+    node.figures.change(|state| *state = State::default());
+}
+
+/// Looks who is first, and collects if it is this node and time to. Returns the number of the next round, which is 0 if
+/// figures are due.
+async fn round(node: &Node, number: u32) -> sqlx::Result<u32> {
+    let namespace = &node.row.namespace;
+    let asked_at = Instant::now();
+    let mut connection = node.connection().await?;
+    let first_for = nodes::first_of_the_live_for(&mut connection, namespace, node.epoch).await?;
+    let Some(first_for) = first_for else {
+        connection.give_back().await?;
+        node.figures.change(|state| *state = State::default());
+        return Ok(0);
+    };
+    if number == 0 {
+        let metrics = NamespaceMetrics::collect(&mut connection, namespace).await?;
+        node.figures.change(|state| {
+            state.collected_at = Some(metrics.collected_at);
+            state.metrics = Some(metrics);
+        });
+    }
+    node.figures
+        .change(|state| state.until = Some(asked_at + first_for));
+    connection.give_back().await?;
+    Ok((number + 1) % COLLECT_EVERY)
+}

@@ -24,6 +24,7 @@
 //! - [`router`] makes the router, [`Settings`] say how it is to behave.
 //! - `emit` takes events, in the original server's form or as CloudEvents (`cloud_events`).
 //! - `events`, `dead_letters`, `schedules`, `namespace` show and steer what there is.
+//! - `metrics` has figures for whoever watches the namespace.
 //! - `access` decides who may, by tokens ([`nexus::client::Token`]).
 //! - `problem` is what every error looks like, `openapi` the description.
 
@@ -39,6 +40,7 @@ mod emit;
 mod events;
 mod extract;
 mod health;
+mod metrics;
 mod namespace;
 mod openapi;
 mod problem;
@@ -47,7 +49,7 @@ mod schedules;
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::{Router, extract::DefaultBodyLimit, middleware};
-use nexus::{Client, client::Scope};
+use nexus::{Client, app::NodeMetrics, client::Scope};
 use utoipa_axum::router::OpenApiRouter;
 
 /// How a [`router`] behaves.
@@ -59,6 +61,7 @@ pub struct Settings {
     batch_events: usize,
     timeout: Duration,
     rate: NonZeroU32,
+    node: Option<NodeMetrics>,
 }
 
 const RATE: NonZeroU32 = NonZeroU32::new(200).unwrap();
@@ -78,6 +81,7 @@ impl Settings {
             batch_events: 100,
             timeout: Duration::from_secs(30),
             rate: RATE,
+            node: None,
         }
     }
 
@@ -114,6 +118,14 @@ impl Settings {
         self.rate = most;
         self
     }
+
+    /// Lets `GET /metrics` tell of a node as well ([`Handle::node_metrics`](nexus::Handle::node_metrics)): the one that
+    /// runs in this process; of the node alone if the figures of the namespace cannot be had. Default: of the namespace
+    /// only.
+    pub fn metrics_of(mut self, node: NodeMetrics) -> Self {
+        self.node = Some(node);
+        self
+    }
 }
 
 /// What every handler works with.
@@ -121,6 +133,7 @@ struct Service {
     client: Client,
     settings: Settings,
     limiter: access::Limiter,
+    latest: metrics::Latest,
 }
 
 type Shared = axum::extract::State<Arc<Service>>;
@@ -134,6 +147,7 @@ pub fn router(client: Client, settings: Settings) -> Router {
     let (timeout, body_bytes) = (settings.timeout, settings.body_bytes);
     let service = Arc::new(Service {
         limiter: access::Limiter::new(settings.rate),
+        latest: metrics::Latest::default(),
         client,
         settings,
     });
@@ -158,7 +172,8 @@ fn routes(service: &Arc<Service>) -> OpenApiRouter<Arc<Service>> {
         .merge(events::reading())
         .merge(dead_letters::reading())
         .merge(schedules::reading())
-        .merge(namespace::reading());
+        .merge(namespace::reading())
+        .merge(metrics::reading());
     let steering = OpenApiRouter::new()
         .merge(dead_letters::steering())
         .merge(schedules::steering())

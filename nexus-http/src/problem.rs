@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 const RETRY_SECONDS: u64 = 5;
 
 /// Why a request was not carried out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Problem {
     kind: Kind,
     detail: String,
@@ -58,7 +58,7 @@ pub(crate) struct ProblemDocument<'a> {
 }
 
 /// A place where a payload does not fit its schema.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 struct Misfit {
     /// The place, such as `lines[2].amount`; empty for the payload itself. In a batch, the number of the event
     /// comes first: `[3] lines[2].amount`.
@@ -79,6 +79,8 @@ pub(crate) enum Kind {
     /// What is asked for is not there.
     NotFound,
     MethodNotAllowed,
+    /// The caller accepts nothing that is offered.
+    NotAcceptable,
     /// It is there, but in a state in which this cannot be done.
     Conflict,
     TooLarge,
@@ -117,6 +119,11 @@ impl Kind {
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method",
                 "This cannot be done here",
+            ),
+            Self::NotAcceptable => (
+                StatusCode::NOT_ACCEPTABLE,
+                "not-acceptable",
+                "It is not there in a form that you accept",
             ),
             Self::Conflict => (
                 StatusCode::CONFLICT,

@@ -23,7 +23,7 @@ fn operations(description: &Value) -> Vec<(Method, String, &Value)> {
 }
 
 /// Every route that the crate's source gives a handler.
-const ROUTES: [&str; 26] = [
+const ROUTES: [&str; 27] = [
     "GET /health",
     "GET /health/live",
     "GET /health/ready",
@@ -42,6 +42,7 @@ const ROUTES: [&str; 26] = [
     "POST /schedules/{name}/pause",
     "POST /schedules/{name}/resume",
     "POST /schedules/{name}/run",
+    "GET /metrics",
     "GET /groups",
     "POST /groups/{group}/pause",
     "POST /groups/{group}/resume",
@@ -62,7 +63,7 @@ async fn every_route_is_described_and_every_description_is_a_route() {
         .iter()
         .map(|(method, path, _)| format!("{method} {path}"))
         .collect();
-    let expected: BTreeSet<String> = ROUTES[..24].iter().map(|&route| route.to_owned()).collect();
+    let expected: BTreeSet<String> = ROUTES[..25].iter().map(|&route| route.to_owned()).collect();
     assert_eq!(described, expected);
 
     for (method, path, operation) in operations(&description) {
@@ -194,6 +195,7 @@ async fn answers_fit_their_schemas() {
             _ => json!({ "which": { "all": true }, "dryRun": true }),
         };
         let request = server.request(method.clone(), &there);
+        let request = request.header("accept", "application/json");
         let request = if method == Method::POST {
             request.json(&body)
         } else {

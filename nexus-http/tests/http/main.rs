@@ -5,5 +5,6 @@ mod description;
 mod emit;
 mod limits;
 mod look;
+mod metrics;
 mod server;
 mod steer;

@@ -74,7 +74,7 @@ pub struct Subscription {
     pub app: String,
     /// Whether a live node can run the handler. If not, its messages wait.
     pub is_live: bool,
-    /// How many messages wait for it or are being handled.
+    /// How many messages wait for it or are being handled, up to 100,001.
     pub waiting: i64,
     /// How many of these wait in a version that no live node runs the handler for, up to 100,001 of each
     /// version: they wait for a build that does, or until they are [retired](Client::retire_version).

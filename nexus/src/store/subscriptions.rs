@@ -207,20 +207,23 @@ pub(crate) async fn list(
         .collect())
 }
 
-/// How many messages wait for a handler, under a former name of it as well.
+/// How many messages wait for a handler, under a former name of it as well; one more than [`MOST_COUNTED`] at
+/// most.
 pub(crate) async fn waiting(
     connection: &mut PgConnection,
     subscription_id: i64,
     queue: &str,
 ) -> sqlx::Result<i64> {
     let text = format!(
-        "select count(*) from {table} q
-         where q.headers ->> 'handler' in (
-             select s.handler from core.subscriptions s where s.subscription_id = $1
-             union
-             select r.former from core.subscriptions s
-             join core.renames r using (namespace, group_name, handler)
-             where s.subscription_id = $1)",
+        "select count(*) from (
+             select from {table} q
+             where q.headers ->> 'handler' in (
+                 select s.handler from core.subscriptions s where s.subscription_id = $1
+                 union
+                 select r.former from core.subscriptions s
+                 join core.renames r using (namespace, group_name, handler)
+                 where s.subscription_id = $1)
+             limit {MOST_COUNTED} + 1) counted",
         table = table(queue)
     );
     sqlx::query_scalar(AssertSqlSafe(text).into_sql_str())

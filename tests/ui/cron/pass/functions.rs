@@ -53,7 +53,7 @@ fn find(name: &str) -> (&'static HandlerDescriptor, &'static CronDescriptor) {
     let handler = handler.expect("the function is registered");
     match &handler.trigger {
         Trigger::Cron(cron) => (handler, cron),
-        Trigger::Event(event) => panic!("{name} runs on {event:?}"),
+        other => panic!("{name} runs on {other:?}"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The schema of nexus: the numbered SQL files of `sql/`, and what applies them.
 //!
 //! [`up`] brings a database to the newest version, [`verify`] only looks whether it is there, and
-//! [`down`] goes back. The files are applied in order, each in a transaction of its own together
+//! [`down`] goes back; [`adopt`](mod@adopt) takes over what an original nexus-core has left. The files are applied in order, each in a transaction of its own together
 //! with its row in `core.schema_migrations`, under a lock on that table, so that any number of
 //! processes may start at once. Tables of the application and its own migrations are not touched.
 //!
@@ -11,6 +11,7 @@
 //! The queues are pgmq's. Where the server offers the extension, it is created; elsewhere pgmq's
 //! own SQL is installed, which needs no rights beyond those to create a schema.
 
+pub mod adopt;
 mod objects;
 
 pub use objects::{Drift, OBJECTS, drift, objects};
@@ -155,6 +156,31 @@ pub enum MigrateError {
         "schema `core` exists in this database and was not made by nexus: use another database, or rename that schema"
     )]
     ForeignSchema,
+    /// Schema `core` is that of an original nexus-core. Take it over, or use another database.
+    #[error(
+        "schema `core` of this database is that of an original nexus-core: take it over by `nexus migrate adopt` (`Database::adopt`), which keeps its rows, or use another database"
+    )]
+    OriginalSchema,
+    /// There is no schema of an original nexus-core that could be taken over; the text says what there is.
+    #[error("nothing can be adopted: {reason}")]
+    NotOriginal {
+        /// What there is instead.
+        reason: String,
+    },
+    /// Nodes of the original run, or somebody holds locks on its tables. Stop them first.
+    #[error(
+        "the original nexus-core is in use ({who}): stop its nodes, which would read messages that are nexus's then, and wait for five minutes, or force it"
+    )]
+    OriginalInUse {
+        /// Who was found.
+        who: String,
+    },
+    /// Namespaces of the original cannot have their names in nexus. Give them others.
+    #[error("give these namespaces of the original other names: {}", .problems.join("; "))]
+    OriginalNames {
+        /// Which, and why.
+        problems: Vec<String>,
+    },
     /// Upgrade pgmq, or use a database without it.
     #[error(
         "pgmq {found} is installed, nexus needs 1.8 or newer: upgrade it with `alter extension pgmq update`"
@@ -600,6 +626,9 @@ async fn current_version(connection: &mut PgConnection) -> Result<i32, MigrateEr
     .map_err(failed("look for the schema"))?;
     match is_there {
         None => return Ok(0),
+        Some(false) if adopt::is_original(connection).await? => {
+            return Err(MigrateError::OriginalSchema);
+        }
         Some(false) => return Err(MigrateError::ForeignSchema),
         Some(true) => {}
     }

@@ -233,7 +233,7 @@ impl Table {
                 let _ = write!(text, "{before}{style}{cell}{style:#}{after}{gap}");
             }
         };
-        if self.head.iter().any(|name| !name.is_empty()) {
+        if (0..self.head.len()).any(|index| !name(index).is_empty()) {
             line((0..self.head.len()).map(|i| (name(i), DIM)).collect());
         }
         for row in &self.rows {

@@ -13,6 +13,7 @@ use nexus::{
     testing::{TestApp, TestDatabase},
 };
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{ChildStdout, Command},
@@ -1312,4 +1313,70 @@ async fn a_benchmark_that_is_held_up_ends_and_tidies_up() {
     let left =
         "select (select count(*) from core.subscriptions) + (select count(*) from core.nodes)";
     assert_eq!(sqlx_count(&database, left).await, 0);
+}
+
+#[tokio::test]
+async fn an_original_nexus_core_is_adopted() {
+    let database = TestDatabase::empty().await;
+    nexus(&database, &["migrate", "up"]).await.ok();
+    // What stays is pgmq.
+    nexus(&database, &["migrate", "down", "--to", "0", "--yes"])
+        .await
+        .ok();
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql(include_str!("../../tests/tests/adopt/original.sql"))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+    for refused in [&["migrate", "up"][..], &["status"], &["bench"]] {
+        let said = nexus(&database, refused).await.failed(4);
+        assert!(said.contains("nexus migrate adopt"), "{said}");
+    }
+    let adopt = ["migrate", "adopt"];
+    let with = |arguments: &[&'static str]| [&adopt[..], arguments].concat();
+    let plan = nexus(&database, &with(&["--dry-run", "--json"]))
+        .await
+        .json();
+    assert_eq!(plan["events"], json!({"rows": 243, "isEstimate": false}));
+    assert_eq!(plan["isDryRun"], true);
+    let said = nexus(&database, &adopt).await.failed(2);
+    assert!(
+        said.contains("243 events and 4 messages will be taken over") && said.contains("--yes"),
+        "{said}"
+    );
+    let said = nexus(&database, &with(&["--rename", "demo"]))
+        .await
+        .failed(2);
+    assert!(said.contains("expected OLD=NEW"), "{said}");
+    let done = with(&["--yes", "--rename", "demo=original"]);
+    let done = nexus(&database, &done).await.ok();
+    for told in [
+        "taken over:",
+        "demo is original",
+        "and 2 repetitions of these, left out",
+        "task report of demo has a time zone",
+        "task month end of demo will be inactive: ",
+        "left in core_original: the id has more than 100 bytes",
+        "drop it when nobody needs it any more",
+    ] {
+        assert!(done.contains(told), "{told}: {done}");
+    }
+    let said = nexus(&database, &adopt).await.failed(4);
+    assert!(said.contains("that of nexus already"), "{said}");
+
+    let original =
+        |arguments: &[&'static str]| [arguments, &["--namespace", "original", "--json"]].concat();
+    let events = original(&["events", "list", "--limit", "3"]);
+    let events = nexus(&database, &events).await.json();
+    assert_eq!(events.as_array().unwrap().len(), 3);
+    let letters = nexus(&database, &original(&["dead-letters", "list"]))
+        .await
+        .json();
+    assert_eq!(letters[0]["error"], "Error: no mailbox 17");
+    assert_eq!(letters[0]["originalEvent"]["namespace"], "original");
+    let tasks = nexus(&database, &original(&["schedules", "list"]))
+        .await
+        .json();
+    assert_eq!(tasks.as_array().unwrap().len(), 4);
 }

@@ -1,7 +1,10 @@
 //! `nexus migrate`
 
 use clap::Subcommand;
-use nexus::client::{SchemaStatus, SchemaStep};
+use nexus::{
+    Database,
+    client::{Adopted, RowCount, SchemaStatus, SchemaStep},
+};
 use serde_json::{Value, json};
 
 use super::count;
@@ -26,6 +29,23 @@ pub(crate) enum Migrate {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Take over the schema of an original nexus-core, with its rows
+    #[command(after_help = "\
+In one transaction: the schema becomes core_original, where all of its rows stay, and what nexus can read is copied to its
+own. docs/operations.md says what becomes of what, and how long it takes.
+
+Example: nexus migrate adopt --dry-run")]
+    Adopt {
+        /// Give a namespace whose name nexus cannot have another one
+        #[arg(long = "rename", value_name = "OLD=NEW", value_parser = renaming)]
+        renames: Vec<(String, String)>,
+        /// Do it although nodes of the original seem to run
+        #[arg(long)]
+        force: bool,
+        /// Only tell what would be taken over
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Take migrations back, with all that is in their tables; no app may be running
     #[command(after_help = "Example: nexus migrate down --to 17 --dry-run")]
     Down {
@@ -46,12 +66,20 @@ impl Migrate {
         };
         let place = Place::find(global, missing).await?;
         let database = &place.database;
+        if let Self::Adopt {
+            renames,
+            force,
+            dry_run,
+        } = self
+        {
+            return adopt(database, renames, force, dry_run, console).await;
+        }
         let before = match database.schema().await {
             Ok(status) => status,
             Err(error) => return Err(explain(error, database)),
         };
         match self {
-            Self::Status => status(&before, &database.target(), console),
+            Self::Status | Self::Adopt { .. } => status(&before, &database.target(), console),
             Self::Up { dry_run } => {
                 let missing = of(&before, |step| step.applied_at.is_none());
                 if !dry_run && !missing.is_empty() {
@@ -146,4 +174,180 @@ fn tell(steps: &[SchemaStep], done: &str, is_dry: bool, console: &Console) -> an
     let names: Vec<&str> = steps.iter().map(|step| step.name).collect();
     let steps = count(steps.len() as u64, "migration");
     console.print(&format!("{steps} {done}\n{}", indented(&names.join("\n"))))
+}
+
+fn renaming(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && !new.is_empty() => {
+            Ok((old.to_owned(), new.to_owned()))
+        }
+        _ => Err("expected OLD=NEW".to_owned()),
+    }
+}
+
+async fn adopt(
+    database: &Database,
+    renames: Vec<(String, String)>,
+    is_forced: bool,
+    is_dry: bool,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let mut adoption = database.adopt();
+    for (old, new) in renames {
+        adoption = adoption.rename(old, new);
+    }
+    if is_forced {
+        adoption = adoption.force();
+    }
+    let explained = |error| explain(error, database);
+    let mut adopted = adoption.clone().dry_run().await.map_err(explained)?;
+    if !is_dry {
+        let what = format!(
+            "the original nexus-core in {} with {} and {} will be taken over; nobody reaches its tables until that is done",
+            database.target(),
+            number(adopted.events, "event"),
+            number(adopted.messages, "message"),
+        );
+        console.ask(&what).await?;
+        console.begin("copying");
+        let done = adoption.run().await;
+        console.clear();
+        adopted = done.map_err(explained)?;
+    }
+    if console.is_json {
+        return console.print_json(&adopted_document(&adopted, is_dry));
+    }
+    console.print(&adopted_text(&adopted, is_dry))
+}
+
+fn number(rows: RowCount, what: &str) -> String {
+    let about = if rows.is_estimate { "about " } else { "" };
+    format!("{about}{}", count(rows.rows, what))
+}
+
+fn adopted_document(adopted: &Adopted, is_dry: bool) -> Value {
+    let rows = |rows: RowCount| json!({ "rows": rows.rows, "isEstimate": rows.is_estimate });
+    let namespaces = adopted.namespaces.iter();
+    let zoned = adopted.zoned_tasks.iter();
+    let unreadable = adopted.unreadable_tasks.iter();
+    let left = adopted.left.iter();
+    json!({
+        "namespaces": namespaces.map(|(old, new)| json!({ "original": old, "namespace": new })).collect::<Value>(),
+        "nodes": rows(adopted.nodes),
+        "events": rows(adopted.events),
+        "oldestEventAt": adopted.oldest_event_at,
+        "messages": rows(adopted.messages),
+        "deadLetters": rows(adopted.dead_letters),
+        "tasks": adopted.tasks,
+        "repeatedTasks": adopted.repeated_tasks,
+        "zonedTasks": zoned.map(|(namespace, name)| json!({ "original": namespace, "name": name })).collect::<Value>(),
+        "unreadableTasks": unreadable
+            .map(|task| json!({ "original": task.namespace, "name": task.name, "error": task.error }))
+            .collect::<Value>(),
+        "cronJobs": adopted.cron_jobs,
+        "isCronHidden": adopted.is_cron_hidden,
+        "partmanTables": adopted.partman_tables,
+        "left": left.map(|left| json!({ "what": left.what, "count": left.rows, "why": left.why })).collect::<Value>(),
+        "isDryRun": is_dry,
+    })
+}
+
+fn adopted_text(adopted: &Adopted, is_dry: bool) -> String {
+    let mut table = Table::new(["", ">", ""]);
+    let mut tell = |what: &str, number: u64, is_estimate: bool, note: String| {
+        let about = if is_estimate { "about " } else { "" };
+        table.row([what.into(), format!("{about}{number}").into(), note.into()]);
+    };
+    let renamed = adopted.namespaces.iter().filter(|(old, new)| old != new);
+    let renamed: Vec<String> = renamed
+        .map(|(old, new)| format!("{old} is {new}"))
+        .collect();
+    tell(
+        "namespaces",
+        adopted.namespaces.len() as u64,
+        false,
+        renamed.join(", "),
+    );
+    let nodes = "silent ones are forgotten after a day".to_owned();
+    tell(
+        "nodes",
+        adopted.nodes.rows,
+        adopted.nodes.is_estimate,
+        nodes,
+    );
+    let since = adopted.oldest_event_at.map(|at| {
+        format!(
+            "since {}; nodes drop months that are older than their log_retention",
+            full(at)
+        )
+    });
+    tell(
+        "events",
+        adopted.events.rows,
+        adopted.events.is_estimate,
+        since.unwrap_or_default(),
+    );
+    let messages = "the first node takes them in".to_owned();
+    tell(
+        "messages",
+        adopted.messages.rows,
+        adopted.messages.is_estimate,
+        messages,
+    );
+    let letters = adopted.dead_letters;
+    tell(
+        "dead letters",
+        letters.rows,
+        letters.is_estimate,
+        "in group default".to_owned(),
+    );
+    let repeated = match adopted.repeated_tasks {
+        0 => String::new(),
+        number => format!("and {} of these, left out", count(number, "repetition")),
+    };
+    tell("scheduled tasks", adopted.tasks, false, repeated);
+    tell(
+        "jobs of pg_cron",
+        adopted.cron_jobs,
+        false,
+        "unscheduled".to_owned(),
+    );
+    tell(
+        "tables of pg_partman",
+        adopted.partman_tables,
+        false,
+        "unregistered".to_owned(),
+    );
+    for left in &adopted.left {
+        tell(
+            left.what,
+            left.rows,
+            false,
+            format!("left in core_original: {}", left.why),
+        );
+    }
+    let done = if is_dry {
+        "would be taken over"
+    } else {
+        "taken over"
+    };
+    let mut text = format!("{done}:\n{}", table.text("  "));
+    for (namespace, name) in &adopted.zoned_tasks {
+        text.push_str(&indented(&format!(
+            "task {name} of {namespace} has a time zone, which the original ignored and nexus does not"
+        )));
+    }
+    for task in &adopted.unreadable_tasks {
+        text.push_str(&indented(&format!(
+            "task {} of {} will be inactive: {}",
+            task.name, task.namespace, task.error
+        )));
+    }
+    if adopted.is_cron_hidden {
+        text.push_str("  this role may not look into cron.job: have a superuser unschedule the jobs that call core.run_scheduled_task\n");
+    }
+    if !is_dry {
+        text.push_str("  all rows of the original are kept in schema core_original; drop it when nobody needs it any more\n");
+    }
+    text
 }

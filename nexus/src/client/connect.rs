@@ -23,7 +23,7 @@ use crate::{
 /// A Postgres database, by its URL. Never shows the password.
 #[derive(Clone)]
 pub struct Database {
-    options: PgConnectOptions,
+    pub(super) options: PgConnectOptions,
     /// Where the URL came from, for messages.
     source: String,
     connect_timeout: Duration,
@@ -237,11 +237,7 @@ impl Database {
     /// There is no connection, or only one through a pooler in transaction mode, or the schema could not
     /// be brought to the version this build needs.
     pub async fn migrate(&self) -> Result<(), ConnectError> {
-        self.reach().await?;
-        if self.pooler == Pooler::Transaction {
-            return Err(self.migrates_pooled(None));
-        }
-        self.refuse_hidden_pooler().await?;
+        self.reach_directly().await?;
         // Boxed, because it would make a large future of every start.
         Box::pin(nexus_migrations::up(&self.options))
             .await
@@ -286,15 +282,20 @@ impl Database {
     ///
     /// As of [`migrate`](Self::migrate); the migrations before the one that failed stay taken back.
     pub async fn migrate_down(&self, version: u32) -> Result<usize, ConnectError> {
-        self.reach().await?;
-        if self.pooler == Pooler::Transaction {
-            return Err(self.migrates_pooled(None));
-        }
-        self.refuse_hidden_pooler().await?;
+        self.reach_directly().await?;
         let version = i32::try_from(version).unwrap_or(i32::MAX);
         Box::pin(nexus_migrations::down(&self.options, version))
             .await
             .map_err(ConnectError::Schema)
+    }
+
+    /// Waits for the database to come up, and refuses a pooler, over which nothing is migrated.
+    pub(super) async fn reach_directly(&self) -> Result<(), ConnectError> {
+        self.reach().await?;
+        if self.pooler == Pooler::Transaction {
+            return Err(self.migrates_pooled(None));
+        }
+        self.refuse_hidden_pooler().await
     }
 
     /// Looks whether the schema is what this build needs, and changes nothing.

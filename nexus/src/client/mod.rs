@@ -12,10 +12,12 @@
 //! - [`Access`] is what a role may do in a namespace, which [`Database`] grants and revokes.
 //! - [`ScheduledTask`] is what the client lists, pauses, runs and makes of cron expressions.
 //! - [`Finding`] is what [`Database`] finds to be wrong, or what will be.
+//! - [`Adoption`] takes over the schema of an original nexus-core.
 //! - [`Token`] is what a program shows that comes over HTTP.
 //! - [`is_unavailable`] says of an error whether the database is to blame for it.
 //! - `wake` tells workers that there is something to do.
 
+mod adoption;
 mod connect;
 mod dead_letters;
 mod declared;
@@ -43,6 +45,7 @@ mod tx;
 mod url;
 mod wake;
 
+pub use adoption::{Adopted, Adoption, LeftRows, RowCount, UnreadableTask};
 pub use connect::{ConnectError, Database, SchemaStatus, SchemaStep};
 pub use dead_letters::{
     DeadLetter, DeadLetterCause, DeadLetterCursor, DeadLetterFilter, DeadLetters, EditError,

@@ -99,8 +99,11 @@ async fn shop() -> TestApp {
 async fn this_machine_is_served_until_there_is_a_token_and_then_whoever_has_it() {
     let app = shop().await;
     let served = Served::start(app.database(), &[]).await;
-    let docs = http().get(format!("{}/docs", served.url)).send().await;
+    // Neither this connection, which is kept for more requests, nor one without any holds up the end.
+    let kept = http();
+    let docs = kept.get(format!("{}/docs", served.url)).send().await;
     assert_eq!(docs.unwrap().status(), StatusCode::OK);
+    let silent = TcpStream::connect(&served.address).await.unwrap();
     assert_eq!(served.emit(None).await, StatusCode::OK);
 
     let run = nexus(
@@ -138,6 +141,7 @@ async fn this_machine_is_served_until_there_is_a_token_and_then_whoever_has_it()
     let (code, said) = served.ended().await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("the namespace has no token"), "{said}");
+    drop((kept, silent));
 }
 
 #[tokio::test]

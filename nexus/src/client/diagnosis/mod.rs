@@ -246,7 +246,13 @@ impl Look {
     /// Whether the schema has the version that this build works with.
     async fn version(&mut self, pooler: Pooler) -> sqlx::Result<bool> {
         let verified = async {
-            lent::begin_if_pooled(&mut self.connection, pooler, "").await?;
+            // Not in a transaction if that can be: it is asked more after an error.
+            if pooler == Pooler::Session {
+                let limit = sqlx::raw_sql("set lock_timeout = '1s'; set statement_timeout = '5s'");
+                limit.execute(&mut self.connection).await?;
+            }
+            let limit = "set local lock_timeout = '1s'; set local statement_timeout = '5s'";
+            lent::begin_if_pooled(&mut self.connection, pooler, limit).await?;
             let verified = nexus_migrations::verify(&mut self.connection).await;
             lent::roll_back_if_pooled(&mut self.connection, pooler).await?;
             Ok(verified)

@@ -1,12 +1,16 @@
 //! A namespace: who works there, and what waits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use sqlx::PgConnection;
 
 use super::{Bounds, Finding};
-use crate::store::{depths, diagnosis, nodes as stored_nodes, scheduled_tasks, subscriptions};
+use crate::store::{
+    depths, diagnosis,
+    nodes::{self as stored_nodes, Listed},
+    scheduled_tasks, subscriptions,
+};
 
 /// Counting stops here.
 const MOST: i64 = 1_000;
@@ -191,32 +195,41 @@ pub(super) async fn nodes(
     let tolerated = now.saturating_add(SignedDuration::from_secs(5));
     let tolerated = tolerated.unwrap_or(Timestamp::MAX);
     let mut found = Vec::new();
+    // A process that is started again and again leaves many of them.
+    let mut dead: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
     for node in stored_nodes::list(connection, namespace).await? {
-        let (id, app) = (&node.id, &node.app);
         if !node.is_live {
-            let silent = now.duration_since(node.last_heartbeat).as_secs();
-            found.push(
-                Finding::warning(
-                    "node-dead",
-                    format!("node {id} of app {app} has been silent for {silent} s, and has not said goodbye"),
-                    "look why the process ended; nexus nodes reap forgets it, nodes do so after a day",
-                )
-                .about(id),
-            );
+            dead.entry(node.app.clone()).or_default().push(node);
         } else if node.last_heartbeat > tolerated {
-            let ahead = node.last_heartbeat.duration_since(now).as_secs();
+            let (id, ahead) = (&node.id, node.last_heartbeat.duration_since(now).as_secs());
             found.push(
                 Finding::warning(
                     "clock-skew",
                     format!(
-                        "node {id} of app {app} was heard of {ahead} s from now: the clock of the server has gone back, \
-                         and leases last that much longer"
+                        "node {id} of app {} was heard of {ahead} s from now: the clock of the server has gone back, \
+                         and leases last that much longer",
+                        node.app
                     ),
                     "let a time service such as chrony set the server's clock, before a failover those of all servers",
                 )
                 .about(id),
             );
         }
+    }
+    for (app, nodes) in dead {
+        let Some(last) = nodes.iter().max_by_key(|node| node.last_heartbeat) else {
+            continue;
+        };
+        let silent = now.duration_since(last.last_heartbeat).as_secs();
+        let number = number(nodes.len().try_into().unwrap_or(i64::MAX), "node");
+        found.push(
+            Finding::warning(
+                "node-dead",
+                format!("{number} of app {app} fell silent without a goodbye, the last one, {}, {silent} s ago", last.id),
+                "look why the process ended; nexus nodes reap forgets it, nodes do so after a day",
+            )
+            .about(app),
+        );
     }
     Ok(found)
 }

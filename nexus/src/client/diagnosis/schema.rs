@@ -40,6 +40,12 @@ pub(super) fn of_version(error: MigrateError) -> sqlx::Result<Finding> {
         MigrateError::Database { source, .. } if store::is_unanswered(&source) => {
             return Err(source);
         }
+        // Behind a pooler in transaction mode, where it is not asked what to grant.
+        MigrateError::Database { source, .. } if store::is_denied(&source) => Finding::error(
+            "schema-denied",
+            source.to_string(),
+            "as the owner of schema `core`: select core.grant_namespace('<namespace>', '<role>')",
+        ),
         MigrateError::Database { source, .. } => not_checked("the version of the schema", &source),
         _ => Finding::error("schema-unusable", what, "nexus migrate status"),
     })

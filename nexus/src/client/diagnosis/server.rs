@@ -217,7 +217,7 @@ pub(super) async fn slow_statements(
 }
 
 #[cfg(test)]
-mod unit {
+mod tests {
     use super::*;
 
     #[test]

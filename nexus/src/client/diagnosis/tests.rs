@@ -358,8 +358,9 @@ async fn a_failing_check_is_a_finding_and_the_others_go_on() {
     shop.run("insert into pgmq.q_core_events_shop__slow_dlq (vt, message) values (now(), '{}')")
         .await;
     shop.run(
-        "insert into core.nodes (node_id, namespace, last_heartbeat)
-         values ('gone', 'shop', core.now() - interval '1 hour')",
+        "insert into core.nodes (node_id, namespace, app, last_heartbeat)
+         values ('gone', 'shop', 'billing', core.now() - interval '1 hour'),
+                ('gone-before', 'shop', 'billing', core.now() - interval '2 hours')",
     )
     .await;
     let mut holder = shop.pool.begin().await.unwrap();
@@ -370,13 +371,19 @@ async fn a_failing_check_is_a_finding_and_the_others_go_on() {
     let found = shop.diagnose().await;
     assert_eq!(
         ids(&found),
-        [("not-checked", Some("groups")), ("node-dead", Some("gone"))]
+        [
+            ("not-checked", Some("groups")),
+            ("node-dead", Some("billing"))
+        ]
     );
     holder.rollback().await.unwrap();
     let found = shop.diagnose().await;
     assert_eq!(
         ids(&found),
-        [("dead-letters", Some("slow")), ("node-dead", Some("gone"))]
+        [
+            ("dead-letters", Some("slow")),
+            ("node-dead", Some("billing"))
+        ]
     );
 }
 
@@ -485,7 +492,7 @@ async fn handlers_and_versions_that_nobody_runs_are_named() {
     assert_eq!(
         ids(&found),
         [
-            ("node-dead", Some("ada")),
+            ("node-dead", Some("default")),
             ("handler-not-live", Some("default/book")),
             ("handler-not-live", Some("default/gone")),
         ]
@@ -599,4 +606,54 @@ async fn a_role_with_few_rights_finds_out_what_it_may() {
     let help = format!("select core.grant_namespace('shop', '{}')", role.name);
     assert!(found[0].help.contains(&help), "{found:#?}");
     role.end().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_ends_the_look() {
+    let shop = Shop::new().await;
+    let mut holder = shop.pool.begin().await.unwrap();
+    sqlx::raw_sql(
+        "lock table core.groups, core.nodes, core.subscriptions in access exclusive mode",
+    )
+    .execute(&mut *holder)
+    .await
+    .unwrap();
+    let end = async {
+        let end = "select pg_terminate_backend(pid) from pg_stat_activity
+                   where datname = current_database() and wait_event_type = 'Lock'";
+        let asked = async || sqlx::query(end).fetch_optional(&shop.pool).await.unwrap();
+        while asked().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let looked = tokio::select! {
+        looked = shop.database.diagnose("shop") => looked,
+        () = end => unreachable!(),
+    };
+    let error = looked.unwrap_err();
+    assert!(matches!(error, ConnectError::Unusable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_migration_under_way_is_not_waited_for() {
+    let shop = Shop::new().await;
+    let mut holder = shop.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table core.schema_migrations in access exclusive mode")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let finding = shop.finds().await;
+    assert_eq!(finding.id, "not-checked");
+    assert_eq!(
+        finding.subject.as_deref(),
+        Some("the version of the schema")
+    );
+}
+
+#[test]
+fn a_look_may_be_a_task_of_its_own() {
+    fn is_send(_: impl Send) {}
+    let database = Database::from_url("postgres://db/shop", "the test").unwrap();
+    is_send(database.diagnose("shop"));
 }

@@ -205,6 +205,8 @@ async fn a_healthy_server_is_clean_and_its_slow_statements_are_found() {
     };
     let ours = "select pg_sleep(1.1) from core.namespaces";
     let theirs = "select pg_sleep(1.2)";
+    // As it was written, with what may be a secret in it.
+    let secret = "do $$ begin perform pg_sleep(1.2), 's3cret'; end $$";
     tokio::join!(
         run(ours),
         run(ours),
@@ -213,6 +215,7 @@ async fn a_healthy_server_is_clean_and_its_slow_statements_are_found() {
         run(theirs),
         run(theirs)
     );
+    tokio::join!(run(secret), run(secret), run(secret));
     let (code, found) = doctor(&own.url, "shop").await;
     let of = |severity: &str| {
         let of_it = found

@@ -171,7 +171,7 @@ impl Database {
         };
         let looked = async {
             look.pooler(self).await;
-            let has_schema = look.version(self.mode()).await?;
+            let has_schema = look.version(self.mode(), namespace).await?;
             look.server(bounds, has_schema).await?;
             if has_schema {
                 look.schema().await?;
@@ -244,7 +244,7 @@ impl Look {
     }
 
     /// Whether the schema has the version that this build works with.
-    async fn version(&mut self, pooler: Pooler) -> sqlx::Result<bool> {
+    async fn version(&mut self, pooler: Pooler, namespace: &str) -> sqlx::Result<bool> {
         let verified = async {
             // Not in a transaction if that can be: it is asked more after an error.
             if pooler == Pooler::Session {
@@ -260,7 +260,7 @@ impl Look {
         match store::answered_within(lent::ANSWER, verified).await? {
             Ok(()) => Ok(true),
             Err(error) => {
-                self.findings.push(schema::of_version(error)?);
+                self.findings.push(schema::of_version(error, namespace)?);
                 Ok(false)
             }
         }

@@ -7,7 +7,7 @@ use super::{Finding, not_checked};
 use crate::store::{self, diagnosis};
 
 /// What a schema is that this build does not work with. An error if the connection was lost.
-pub(super) fn of_version(error: MigrateError) -> sqlx::Result<Finding> {
+pub(super) fn of_version(error: MigrateError, namespace: &str) -> sqlx::Result<Finding> {
     let what = error.to_string();
     let migrate = "nexus migrate up, as the role that owns schema `core`";
     Ok(match error {
@@ -36,7 +36,14 @@ pub(super) fn of_version(error: MigrateError) -> sqlx::Result<Finding> {
             what,
             "use another database, or rename that schema",
         ),
-        MigrateError::NotAllowed { grant, .. } => Finding::error("schema-denied", what, grant),
+        MigrateError::NotAllowed { grant, .. } => Finding::error(
+            "schema-denied",
+            what,
+            format!(
+                "as the owner of schema `core`: {}",
+                grant.replace("<namespace>", namespace)
+            ),
+        ),
         MigrateError::Database { source, .. } if store::is_unanswered(&source) => {
             return Err(source);
         }
@@ -44,7 +51,9 @@ pub(super) fn of_version(error: MigrateError) -> sqlx::Result<Finding> {
         MigrateError::Database { source, .. } if store::is_denied(&source) => Finding::error(
             "schema-denied",
             source.to_string(),
-            "as the owner of schema `core`: select core.grant_namespace('<namespace>', '<role>')",
+            format!(
+                "as the owner of schema `core`: select core.grant_namespace('{namespace}', '<role>')"
+            ),
         ),
         MigrateError::Database { source, .. } => not_checked("the version of the schema", &source),
         _ => Finding::error("schema-unusable", what, "nexus migrate status"),

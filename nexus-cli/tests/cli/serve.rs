@@ -8,13 +8,14 @@ use nexus::{
 };
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sqlx::{Postgres, Transaction};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
 };
 
-use super::{PATIENCE, end, next_line, nexus, program, signal, until};
+use super::{PATIENCE, end, next_line, nexus, program, signal, sqlx_count, until};
 
 /// The program while it serves.
 struct Served {
@@ -216,71 +217,73 @@ async fn a_token_that_cannot_be_made_is_refused_with_the_reason() {
     assert_eq!(app.client().tokens().await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn a_request_that_is_under_way_ends_before_the_server_does() {
-    let app = shop().await;
-    let served = Served::start(app.database(), &[]).await;
-    let pool = app.database().pool().await;
-    let mut holder = pool.begin().await.unwrap();
+/// Keeps emits from being stored until it is dropped or rolled back.
+async fn hold_emits(app: &TestApp) -> Transaction<'static, Postgres> {
+    let mut holder = app.database().pool().await.begin().await.unwrap();
     sqlx::query("lock table core.event_log in exclusive mode")
         .execute(&mut *holder)
         .await
         .unwrap();
+    holder
+}
+
+async fn until_emits_wait(app: &TestApp, number: i64) {
+    let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+    until("so many emits wait for the lock", async || {
+        sqlx_count(app.database(), waits).await == number
+    })
+    .await;
+}
+
+async fn until_it_stops(served: &Served) {
+    until("it takes no more connections", async || {
+        TcpStream::connect(&served.address).await.is_err()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_under_way_ends_before_the_server_does() {
+    let app = shop().await;
+    let served = Served::start(app.database(), &[]).await;
+    let holder = hold_emits(&app).await;
     let (answer, ()) = tokio::join!(served.emit(None), async {
-        until("the emit waits for the lock", async || {
-            super::sqlx_count(
-                app.database(),
-                "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()",
-            )
-            .await
-                == 1
-        })
-        .await;
+        until_emits_wait(&app, 1).await;
         signal(&served.child, "TERM").await;
-        until("it takes no more connections", async || {
-            TcpStream::connect(&served.address).await.is_err()
-        })
-        .await;
-        holder.commit().await.unwrap();
+        until_it_stops(&served).await;
+        holder.rollback().await.unwrap();
     });
     assert_eq!(answer, StatusCode::OK);
     let (code, said) = served.ended().await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("have 30 s to end"), "{said}");
-    let stored = super::sqlx_count(app.database(), "select count(*) from core.event_log").await;
+    let stored = sqlx_count(app.database(), "select count(*) from core.event_log").await;
     assert_eq!(stored, 1);
 }
 
 #[tokio::test]
 async fn a_request_that_does_not_end_is_given_up_and_told_of() {
     let app = shop().await;
-    let served = Served::start(app.database(), &["--shutdown-timeout", "0s"]).await;
-    let pool = app.database().pool().await;
-    let mut holder = pool.begin().await.unwrap();
-    sqlx::query("lock table core.event_log in exclusive mode")
-        .execute(&mut *holder)
-        .await
-        .unwrap();
-    let event = json!({ "eventType": "parcel.sent", "payload": { "parcel": 7 } });
-    let request = http()
-        .post(format!("{}/events", served.url))
-        .json(&event)
-        .send();
-    let request = tokio::spawn(request);
-    until("the emit waits for the lock", async || {
-        super::sqlx_count(
-            app.database(),
-            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()",
-        )
-        .await
-            == 1
-    })
-    .await;
-    signal(&served.child, "TERM").await;
-    let (code, said) = served.ended().await;
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("may be done or not"), "{said}");
-    assert!(request.await.unwrap().is_err());
+    let holder = hold_emits(&app).await;
+    // When the time is over, or at the second signal.
+    for (patience, is_signalled_again) in [("0s", false), ("1h", true)] {
+        let served = Served::start(app.database(), &["--shutdown-timeout", patience]).await;
+        let event = json!({ "eventType": "parcel.sent", "payload": { "parcel": 7 } });
+        let request = http().post(format!("{}/events", served.url)).json(&event);
+        let request = tokio::spawn(request.send());
+        until_emits_wait(&app, 1).await;
+        signal(&served.child, "TERM").await;
+        if is_signalled_again {
+            until_it_stops(&served).await;
+            signal(&served.child, "INT").await;
+        }
+        let (code, said) = served.ended().await;
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("may be done or not"), "{said}");
+        assert!(request.await.unwrap().is_err());
+        // The server of the database finds out that nobody is there any more.
+        until_emits_wait(&app, 0).await;
+    }
     holder.rollback().await.unwrap();
 }
 

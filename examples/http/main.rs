@@ -60,10 +60,11 @@ async fn main() -> nexus::Result {
         let created = client.create_token("example", &all, Some(hour)).await?;
         println!("{}", created.text);
     }
+    let settings = Settings::new().metrics_of(handle.node_metrics());
     let app = Router::new()
         .route("/orders", get(orders))
         .with_state(client.clone())
-        .nest("/nexus", nexus_http::router(client, Settings::new()));
+        .nest("/nexus", nexus_http::router(client, settings));
 
     let port = std::env::var("PORT").map_or(Ok(3000), |port| port.parse())?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;

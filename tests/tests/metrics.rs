@@ -472,3 +472,95 @@ async fn one_node_of_several_tells_of_the_namespace() {
     until_it_tells(&second).await;
     second.shutdown().await;
 }
+
+const DASHBOARD: &str = include_str!("../../deploy/grafana/nexus.json");
+const RULES: &str = include_str!("../../deploy/prometheus/nexus.rules.yml");
+const RULE_TESTS: &str = include_str!("../../deploy/prometheus/nexus.rules.test.yml");
+
+/// The names of metrics in a text.
+fn names(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("nexus_")).collect()
+}
+
+#[test]
+fn dashboard_and_rules_ask_for_what_there_is() {
+    let documented = documented();
+    let is_there = |name: &str| {
+        documented.contains_key(name)
+            || ["_bucket", "_sum", "_count"].iter().any(|suffix| {
+                let family = name.strip_suffix(suffix);
+                let found = family.and_then(|family| documented.get(family));
+                found.is_some_and(|(kind, _)| kind == "histogram")
+            })
+    };
+    for (what, text) in [
+        ("dashboard", DASHBOARD),
+        ("rules", RULES),
+        ("tests", RULE_TESTS),
+    ] {
+        let names = names(text);
+        assert!(names.len() > 10, "{what}: {names:?}");
+        for name in names {
+            assert!(
+                is_there(name),
+                "the {what} know {name}, docs/metrics.md does not"
+            );
+        }
+    }
+    // What a node tells of is on the dashboard.
+    let shown = names(DASHBOARD);
+    for name in documented.keys() {
+        let is_shown = shown.iter().any(|shown| shown.starts_with(name.as_str()));
+        assert!(is_shown, "the dashboard does not show {name}");
+    }
+}
+
+#[test]
+fn each_alert_says_what_to_do_and_is_tried() {
+    let operations = include_str!("../../docs/operations.md");
+    let alerts = RULES.split("- alert: ").skip(1);
+    let mut names = BTreeSet::new();
+    for alert in alerts {
+        let name = alert.lines().next().unwrap();
+        assert!(names.insert(name), "{name} twice");
+        for annotation in ["summary: ", "description: ", "severity: "] {
+            assert!(alert.contains(annotation), "{name} has no {annotation}");
+        }
+        let place = format!("runbook: docs/operations.md#{}\n", name.to_lowercase());
+        assert!(alert.contains(&place), "{name} leads nowhere");
+        let heading = format!("\n### {name}\n");
+        assert!(
+            operations.contains(&heading),
+            "docs/operations.md has no {name}"
+        );
+        assert!(RULE_TESTS.contains(name), "{name} has no test");
+    }
+    let headings = operations
+        .lines()
+        .filter_map(|line| line.strip_prefix("### Nexus"));
+    assert_eq!(headings.count(), names.len(), "an alert that is no more");
+}
+
+#[test]
+fn the_dashboard_is_imported_as_it_is() {
+    let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
+    assert!(dashboard["schemaVersion"].as_i64().unwrap() >= 41);
+    // Nothing that an importer would have to fill in, and no source of data but the one that is chosen.
+    assert!(dashboard.get("__inputs").is_none());
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut ids = BTreeSet::new();
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_i64().unwrap()), "{panel}");
+        if panel["type"] != "row" {
+            assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
+            assert!(!panel["targets"].as_array().unwrap().is_empty(), "{panel}");
+        }
+    }
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let variables: Vec<&str> = variables
+        .iter()
+        .map(|it| it["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(variables, ["datasource", "namespace", "group"]);
+}

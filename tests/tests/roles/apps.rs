@@ -249,6 +249,14 @@ impl Life {
 
     /// The next build has a handler of another name, and registers while a transaction is open.
     async fn rename(&self, first: nexus::Handle) {
+        let told = until("the figures of the namespace are collected", || async {
+            let text = first.metrics();
+            text.contains("nexus_nodes{").then_some(text)
+        })
+        .await;
+        let namespace = &self.namespace;
+        let own = format!("nexus_nodes{{namespace=\"{namespace}\",state=\"live\"}} 1\n");
+        assert!(told.contains(&own), "{told}");
         let mut open = self.pool.begin().await.unwrap();
         execute(&mut *open, &self.by_sql(20)).await;
         within("it stops", first.shutdown()).await;
@@ -503,6 +511,8 @@ async fn whoever_may_only_read_sees_all_of_its_namespace_and_nothing_of_another(
     assert!(client.replays(10).await.unwrap().is_empty());
     assert!(client.dead_letters("default", 10).await.unwrap().is_empty());
     client.xmin_holder().await.unwrap();
+    let metrics = client.namespace_metrics().await.unwrap();
+    assert_eq!((metrics.groups.len(), metrics.partitions_ahead), (1, 12));
     let counted = client
         .sql(
             "select count(*) from core.event_log",

@@ -21,7 +21,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const COLLECT_EVERY: u32 = 3;
 
 /// How long one round may take before its connection counts as lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What this node has to tell of the namespace. All clones are one.
 #[derive(Debug, Clone, Default)]
@@ -80,24 +80,32 @@ pub(crate) async fn run(node: Arc<Node>) {
 /// Looks who is first, and collects if it is this node and time to. Returns the number of the next round, which is 0 if
 /// figures are due.
 async fn round(node: &Node, number: u32) -> sqlx::Result<u32> {
-    let namespace = &node.row.namespace;
-    let asked_at = Instant::now();
-    let mut connection = node.connection().await?;
-    let first_for = nodes::first_of_the_live_for(&mut connection, namespace, node.epoch).await?;
-    let Some(first_for) = first_for else {
-        connection.give_back().await?;
+    if !is_first(node).await? {
         node.figures.change(|state| *state = State::default());
         return Ok(0);
-    };
+    }
     if number == 0 {
-        let metrics = NamespaceMetrics::collect(&mut connection, namespace).await?;
+        let mut connection = node.connection().await?;
+        let metrics = NamespaceMetrics::collect(&mut connection, &node.row.namespace).await?;
+        connection.give_back().await?;
         node.figures.change(|state| {
             state.collected_at = Some(metrics.collected_at);
             state.metrics = Some(metrics);
         });
+        // It may have taken a while.
+        is_first(node).await?;
     }
-    node.figures
-        .change(|state| state.until = Some(asked_at + first_for));
-    connection.give_back().await?;
     Ok((number + 1) % COLLECT_EVERY)
+}
+
+/// Whether this node is the one that collects. Notes for how long what it has collected may be told.
+async fn is_first(node: &Node) -> sqlx::Result<bool> {
+    let asked_at = Instant::now();
+    let mut connection = node.connection().await?;
+    let namespace = &node.row.namespace;
+    let first_for = nodes::first_of_the_live_for(&mut connection, namespace, node.epoch).await?;
+    connection.give_back().await?;
+    node.figures
+        .change(|state| state.until = first_for.map(|first_for| asked_at + first_for));
+    Ok(first_for.is_some())
 }

@@ -7,7 +7,9 @@ use nexus::{
     Client, Database, Pooler, StartError, client::ConnectError, prelude::*, testing::TestDatabase,
 };
 use nexus_tests::{until, within};
-use sqlx::PgPool;
+use sqlx::{
+    Connection as _, Executor as _, PgConnection, PgPool, Row as _, postgres::PgConnectOptions,
+};
 use tokio::sync::mpsc;
 
 /// An order to a handler to behave in some way.
@@ -404,6 +406,19 @@ async fn the_pooler_is_diagnosed_unless_nexus_was_told_of_it() {
         found.iter().map(|finding| finding.id).collect::<Vec<_>>()
     };
     assert!(found(&database).await.contains(&"pooler-transaction"));
+    // Every session of the pooler at once: nothing was set that others would meet.
+    let options: PgConnectOptions = test.url.parse().unwrap();
+    let options = options.extra_float_digits(None);
+    let mut sessions = Vec::new();
+    for _ in 0..6 {
+        let mut session = PgConnection::connect_with(&options).await.unwrap();
+        let asked =
+            "begin; select current_setting('statement_timeout') || current_setting('lock_timeout')";
+        let row = session.fetch_one(sqlx::raw_sql(asked)).await.unwrap();
+        assert_eq!(row.get::<String, _>(0), "00");
+        sessions.push(session);
+    }
+    drop(sessions);
     let told = database.pooler(Pooler::Transaction);
     Client::connect(&told, "demo").await.unwrap();
     // Twice, as what a check leaves behind in a session is met by the next one.

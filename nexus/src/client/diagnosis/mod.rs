@@ -170,8 +170,8 @@ impl Database {
             findings: Vec::new(),
         };
         let looked = async {
-            look.pooler(self).await;
-            let has_schema = look.version(self.mode(), namespace).await?;
+            let pooler = look.pooler(self).await;
+            let has_schema = look.version(pooler, namespace).await?;
             look.server(bounds, has_schema).await?;
             if has_schema {
                 look.schema().await?;
@@ -228,19 +228,20 @@ impl Look {
         Ok(())
     }
 
-    /// Two connections are compared, as a node does when it starts.
-    async fn pooler(&mut self, database: &Database) {
-        match database.refuse_hidden_pooler().await {
-            Ok(()) => {}
-            Err(ConnectError::Unusable { cause, .. }) => {
-                self.findings.push(not_checked("the pooler", &cause));
-            }
-            Err(_) => self.findings.push(Finding::error(
+    /// Compares two connections, as a node does when it starts, and returns what to expect of this one.
+    async fn pooler(&mut self, database: &Database) -> Pooler {
+        let finding = match database.refuse_hidden_pooler().await {
+            Ok(()) => return database.mode(),
+            Err(ConnectError::Unusable { cause, .. }) => not_checked("the pooler", &cause),
+            Err(_) => Finding::error(
                 "pooler-transaction",
                 "a pooler in transaction mode stands before the server, and nexus was not told: apps do not start",
                 "set CORE_POOLER=transaction, or connect to the server directly",
-            )),
-        }
+            ),
+        };
+        self.findings.push(finding);
+        // Whose sessions others use as well, or may.
+        Pooler::Transaction
     }
 
     /// Whether the schema has the version that this build works with.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::PgConnection;
 
-use super::{Bounds, Finding};
+use super::{Bounds, Finding, Severity};
 use crate::store::{self, diagnosis, horizon};
 
 pub(super) async fn settings(
@@ -21,76 +21,72 @@ pub(super) async fn settings(
             "connect to the primary, or `alter database … reset default_transaction_read_only`",
         ));
     }
-    let off = |value: &str| value == "off";
-    if off(&server.fsync) {
-        found.push(set(
-            Finding::error(
-                "fsync-off",
-                "fsync is off: a crash of the machine can lose the whole database",
-                "alter system set fsync = on; select pg_reload_conf()",
-            ),
+    let switches = [
+        (
             "fsync",
-        ));
-    }
-    if off(&server.full_page_writes) {
-        found.push(set(
-            Finding::error(
-                "full-page-writes-off",
-                "full_page_writes is off: a crash of the machine can tear pages apart",
-                "alter system set full_page_writes = on; select pg_reload_conf()",
-            ),
+            &server.fsync,
+            Severity::Error,
+            "fsync-off",
+            "a crash of the machine can lose the whole database",
+        ),
+        (
             "full_page_writes",
-        ));
-    }
-    if off(&server.synchronous_commit) {
-        found.push(set(Finding::warning(
+            &server.full_page_writes,
+            Severity::Error,
+            "full-page-writes-off",
+            "a crash of the machine can tear pages apart",
+        ),
+        (
+            "synchronous_commit",
+            &server.synchronous_commit,
+            Severity::Warning,
             "synchronous-commit-off",
-            "synchronous_commit is off: a crash of the server loses the last events that were emitted, and handlers run again",
-            "alter role … reset synchronous_commit, or alter system reset synchronous_commit; select pg_reload_conf()",
-        ), "synchronous_commit"));
-    }
-    for (name, value) in [
-        ("autovacuum", &server.autovacuum),
-        ("track_counts", &server.track_counts),
-    ] {
-        if off(value) {
-            found.push(set(Finding::error(
-                "autovacuum-off",
-                format!("{name} is off: nobody cleans the queues up, and claims get slower with every message"),
-                format!("alter system set {name} = on; select pg_reload_conf()"),
-            ), name));
+            "a crash of the server loses the events that were emitted last, and handlers run again",
+        ),
+        (
+            "autovacuum",
+            &server.autovacuum,
+            Severity::Error,
+            "autovacuum-off",
+            "nobody cleans the queues up, and claims get slower with every message",
+        ),
+        (
+            "track_counts",
+            &server.track_counts,
+            Severity::Error,
+            "autovacuum-off",
+            "autovacuum does not see what there is to clean up, and claims get slower with every message",
+        ),
+    ];
+    for (setting, value, severity, id, consequence) in switches {
+        if value == "off" {
+            let what = format!("{setting} is off: {consequence}");
+            let help = format!("alter system set {setting} = on; select pg_reload_conf()");
+            found.push(Finding::new(severity, id, what, help).about(setting));
         }
     }
     if server.sessions * 100 >= server.most_sessions * bounds.sessions_percent {
-        found.push(set(Finding::warning(
-            "connections-near-end",
-            format!("{} of {} connections are open", server.sessions, server.most_sessions),
-            "fewer or smaller pools, a pooler, or a higher max_connections: see `select usename, application_name, \
-             count(*) from pg_stat_activity group by 1, 2 order by 3 desc`",
-        ), "max_connections"));
+        let what = format!(
+            "{} of {} connections are open",
+            server.sessions, server.most_sessions
+        );
+        let help = "fewer or smaller pools, a pooler, or a higher max_connections: see `select usename, application_name, \
+                    count(*) from pg_stat_activity group by 1, 2 order by 3 desc`";
+        found.push(Finding::warning("connections-near-end", what, help).about("max_connections"));
     }
     if server.wal_level == "minimal" {
-        found.push(set(
-            Finding::note(
-                "wal-level-minimal",
-                "wal_level is minimal: there can be no standby, and no backup by archived WAL",
-                "alter system set wal_level = replica, and restart the server",
-            ),
-            "wal_level",
-        ));
+        let what = "wal_level is minimal: there can be no standby, and no backup by archived WAL";
+        let help = "alter system set wal_level = replica, and restart the server";
+        found.push(Finding::note("wal-level-minimal", what, help).about("wal_level"));
     }
     if server.idle_in_transaction_timeout == "0" {
-        found.push(set(Finding::note(
-            "idle-in-transaction-unlimited",
-            "a transaction of this role may be left open for ever, which keeps queues from being cleaned up; handlers have limits of their own",
-            "alter role … set idle_in_transaction_session_timeout = '5min', above all for people's roles",
-        ), "idle_in_transaction_session_timeout"));
+        let what = "a transaction of this role may be left open for ever, which keeps queues from being cleaned up; \
+                    handlers have limits of their own";
+        let help = "alter role … set idle_in_transaction_session_timeout = '5min', above all for people's roles";
+        let finding = Finding::note("idle-in-transaction-unlimited", what, help);
+        found.push(finding.about("idle_in_transaction_session_timeout"));
     }
     Ok(found)
-}
-
-fn set(finding: Finding, setting: &str) -> Finding {
-    finding.about(setting)
 }
 
 pub(super) async fn horizon(

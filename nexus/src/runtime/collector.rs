@@ -16,9 +16,12 @@ use crate::{
     store::{self, nodes},
 };
 
-/// How often to look who is first, and how many times of these until figures are collected again.
+/// How often to look who is first.
 const EVERY: Duration = Duration::from_secs(5);
-const COLLECT_EVERY: u32 = 3;
+
+/// How soon to collect again: at every third look; if it takes long, after so many times as long.
+const AGAIN_AFTER: Duration = Duration::from_millis(12_500);
+const REST: u32 = 10;
 
 /// How long one round may take before its connection counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,10 +58,10 @@ impl Figures {
 }
 
 pub(crate) async fn run(node: Arc<Node>) {
-    let mut rounds = 0;
+    let mut next = Instant::now();
     while !node.stop.is_cancelled() {
-        let round = Box::pin(round(&node, rounds));
-        rounds = match store::answered_within(PATIENCE, round).await {
+        let round = Box::pin(round(&node, next));
+        next = match store::answered_within(PATIENCE, round).await {
             Ok(next) => next,
             Err(error) => {
                 node.figures.change(|state| state.metrics = None);
@@ -66,7 +69,7 @@ pub(crate) async fn run(node: Arc<Node>) {
                     node.trouble
                         .met("collect the metrics of the namespace", &error);
                 }
-                0
+                Instant::now()
             }
         };
         tokio::select! {
@@ -77,25 +80,27 @@ pub(crate) async fn run(node: Arc<Node>) {
     node.figures.change(|state| *state = State::default());
 }
 
-/// Looks who is first, and collects if it is this node and time to. Returns the number of the next round, which is 0 if
-/// figures are due.
-async fn round(node: &Node, number: u32) -> sqlx::Result<u32> {
+/// Looks who is first, and collects if it is this node and time to. Returns when it is time next.
+async fn round(node: &Node, next: Instant) -> sqlx::Result<Instant> {
+    let begun = Instant::now();
     if !is_first(node).await? {
         node.figures.change(|state| *state = State::default());
-        return Ok(0);
+        return Ok(begun);
     }
-    if number == 0 {
-        let mut connection = node.connection().await?;
-        let metrics = NamespaceMetrics::collect(&mut connection, &node.row.namespace).await?;
-        connection.give_back().await?;
-        node.figures.change(|state| {
-            state.collected_at = Some(metrics.collected_at);
-            state.metrics = Some(metrics);
-        });
-        // It may have taken a while.
-        is_first(node).await?;
+    if begun < next {
+        return Ok(next);
     }
-    Ok((number + 1) % COLLECT_EVERY)
+    let mut connection = node.connection().await?;
+    let metrics = NamespaceMetrics::collect(&mut connection, &node.row.namespace).await?;
+    connection.give_back().await?;
+    let pause = AGAIN_AFTER.max(REST * metrics.took);
+    node.figures.change(|state| {
+        state.collected_at = Some(metrics.collected_at);
+        state.metrics = Some(metrics);
+    });
+    // It may have taken a while.
+    is_first(node).await?;
+    Ok(begun + pause)
 }
 
 /// Whether this node is the one that collects. Notes for how long what it has collected may be told.

@@ -90,7 +90,7 @@ async fn lose(letter: Envelope<LetterPosted>, saw: State<Saw>) -> nexus::Result 
 #[handler(group = "bags")]
 async fn bag(letters: Batch<LetterPosted>, gate: State<Arc<Semaphore>>, saw: State<Saw>) {
     let _open = gate.acquire().await;
-    for letter in letters.iter() {
+    for letter in &letters {
         let _ = saw.send((letter.number, letters.len().to_string(), None));
     }
 }

@@ -28,6 +28,10 @@ type Saw = mpsc::UnboundedSender<(u32, Value)>;
 fn obedient(event_type: &str, name: &str, saw: Saw) -> UntypedHandler {
     UntypedHandler::new(event_type, name, move |event: Envelope<Value>, ctx: Ctx| {
         let saw = saw.clone();
+        assert!(
+            event["say"] != "panic at once",
+            "before anything is awaited"
+        );
         async move {
             let _ = saw.send((ctx.attempt(), event.event().clone()));
             match event["say"].as_str() {
@@ -91,6 +95,7 @@ async fn it_is_delivered_retried_and_dead_lettered_like_any_other() {
     }
     let failing = emit(say("fail")).await;
     let panicking = emit(say("panic")).await;
+    let at_once = emit(say("panic at once")).await;
     app.drained().await;
     let mut letters = app.dead_letters().await;
     letters.retain(|letter| letter.handler.as_deref() == Some("listen"));
@@ -101,7 +106,7 @@ async fn it_is_delivered_retried_and_dead_lettered_like_any_other() {
         .collect();
     assert_eq!(
         told,
-        [(Some(failing), "audit", 3), (Some(panicking), "audit", 3)]
+        [failing, panicking, at_once].map(|event_id| (Some(event_id), "audit", 3))
     );
     assert!(
         letters[0].error.as_deref().unwrap().contains("failure 3"),

@@ -1,6 +1,6 @@
 //! Handlers of event types that are known only at run time.
 
-use std::{any::type_name, panic::Location, time::Duration};
+use std::{any::type_name, panic::Location, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ use crate::{
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// use nexus::prelude::*;
 /// use nexus::UntypedHandler;
 /// use serde_json::Value;
@@ -60,11 +60,15 @@ impl UntypedHandler {
         Fut: Future<Output = Result> + Send + 'static,
     {
         let at = Location::caller();
+        let run = Arc::new(run);
         let call: Box<super::CallFn> = Box::new(move |invocation| {
-            let event = invocation.take_untyped();
-            let ctx = Ctx::from_context(invocation.context());
-            let ran = event.and_then(|event| Ok(run(event, ctx?)));
-            Box::pin(async move { ran?.await.map(|()| Outcome::default()) })
+            let run = Arc::clone(&run);
+            // Within the future, where a panic is that of the handler.
+            Box::pin(async move {
+                let event = invocation.take_untyped()?;
+                let ctx = Ctx::from_context(invocation.context())?;
+                run(event, ctx).await.map(|()| Outcome::default())
+            })
         });
         Self {
             event_type: event_type.into(),

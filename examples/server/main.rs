@@ -5,11 +5,12 @@
 //! cargo run --example server
 //! curl localhost:3000/events --json '{"eventType": "demo.event", "payload": {"hello": "world"}}'
 //! curl localhost:3000/health
+//! curl localhost:3000/metrics -H 'Accept: application/json'
 //! open http://localhost:3000/docs
 //! ```
 //!
 //! `example.env` beside the folders of both lists the variables. PORT is 3000 if it is not set; all addresses of the
-//! machine are served, but without a token only requests of the machine itself: `nexus token create` makes one. Types
+//! machine are served, but without a token only requests of the machine itself: `nexus tokens create` makes one. Types
 //! that nobody has declared are accepted, as the original did.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,7 +44,9 @@ async fn serve() -> nexus::Result {
 
     let nexus = nexus_http::router(
         handle.client().clone(),
-        Settings::new().allow_unknown_types(),
+        Settings::new()
+            .allow_unknown_types()
+            .metrics_of(handle.node_metrics()),
     );
     let router = Router::new()
         .route("/", get(async || Redirect::to("/docs")))

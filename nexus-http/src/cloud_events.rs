@@ -5,7 +5,7 @@
 //! | `type`, `data` | event type and payload |
 //! | `source` with `id` | the idempotency key |
 //! | `partitionkey`, or else `subject` | the key |
-//! | `correlationid`, `traceparent` | correlation id and trace context |
+//! | `correlationid`, `traceparent`, `tracestate` | correlation id and trace context |
 //! | `eventversion` | the version of the event type |
 //!
 //! The others are left out: an event is emitted when it arrives.
@@ -62,6 +62,8 @@ pub(crate) struct CloudEvent {
     correlationid: Option<String>,
     /// W3C trace context.
     traceparent: Option<String>,
+    /// What belongs to it.
+    tracestate: Option<String>,
     /// The version of the event type; the newest declared one if it is not given.
     #[serde(default, deserialize_with = "number_or_text")]
     eventversion: Option<u32>,
@@ -186,6 +188,7 @@ impl CloudEvent {
             correlation_id: self.correlationid,
             idempotency_key: Some(format!("{} {}", self.source, self.id)),
             traceparent: self.traceparent,
+            tracestate: self.tracestate,
         })
     }
 }

@@ -58,6 +58,7 @@ pub(crate) struct Incoming {
     pub(crate) correlation_id: Option<String>,
     pub(crate) idempotency_key: Option<String>,
     pub(crate) traceparent: Option<String>,
+    pub(crate) tracestate: Option<String>,
 }
 
 /// What was stored.
@@ -93,6 +94,7 @@ enum Queued {
     params(
         ("Idempotency-Key" = Option<String>, Header, max_length = 1000, pattern = "^[!#-~]+$", description = "Stores one event once, however often it is sent within 24 hours."),
         ("traceparent" = Option<String>, Header, description = "W3C trace context, which handlers are given; another text is left out."),
+        ("tracestate" = Option<String>, Header, description = "What belongs to `traceparent`; more than 512 characters are left out."),
     ),
     request_body(content(
         (NewEvent = "application/json"),
@@ -110,7 +112,8 @@ async fn emit(
     Body(body): Body,
 ) -> Result<Json<Queued>, Problem> {
     let idempotency_key = text_of(&headers, "idempotency-key")?.map(unquoted);
-    let traceparent = text_of(&headers, "traceparent").unwrap_or_default();
+    let text = |name| text_of(&headers, name).unwrap_or_default();
+    let (traceparent, tracestate) = (text("traceparent"), text("tracestate"));
     let content_type = media_type(&headers);
     if content_type.as_deref() == Some(cloud_events::BATCH) {
         if idempotency_key.is_some() {
@@ -145,6 +148,7 @@ async fn emit(
     }
     if event.traceparent.is_none() {
         event.traceparent = traceparent.map(str::to_owned);
+        event.tracestate = tracestate.map(str::to_owned);
     }
     let message_id = emission(&service, event).await?.await?;
     Ok(Json(Queued::One {
@@ -187,6 +191,9 @@ async fn emission(service: &Service, event: Incoming) -> Result<Emission<'_>, Pr
     }
     if let Some(traceparent) = event.traceparent.filter(|text| is_traceparent(text)) {
         emission = emission.traceparent(traceparent);
+        if let Some(tracestate) = event.tracestate {
+            emission = emission.tracestate(tracestate);
+        }
     }
     Ok(emission)
 }

@@ -43,6 +43,7 @@ struct EnvelopeFacts {
     correlation: Option<String>,
     causation: Option<String>,
     traceparent: Option<String>,
+    tracestate: Option<String>,
     key: Option<String>,
     delivery_key: String,
 }
@@ -54,6 +55,7 @@ fn facts(meta: &nexus::EnvelopeMeta) -> EnvelopeFacts {
         correlation: meta.correlation_id().map(str::to_owned),
         causation: meta.causation_id().map(str::to_owned),
         traceparent: meta.traceparent().map(str::to_owned),
+        tracestate: meta.tracestate().map(str::to_owned),
         key: meta.key().map(str::to_owned),
         delivery_key: meta.delivery_key(),
     }
@@ -330,12 +332,14 @@ async fn what_follows_inherits_correlation_causation_and_trace() {
         .emit(&order(1))
         .correlation_id("checkout-9")
         .traceparent(trace)
+        .tracestate("congo=t61")
         .await
         .unwrap();
     let (_, _, facts) = test.next().await;
     assert_eq!(facts.correlation.as_deref(), Some("checkout-9"));
     assert_eq!(facts.causation, Some(id.to_string()));
     assert_eq!(facts.traceparent.as_deref(), Some(trace));
+    assert_eq!(facts.tracestate.as_deref(), Some("congo=t61"));
 
     // Nobody gave one: the first event's id joins all that follows.
     let id = app.client().emit(&order(2)).await.unwrap();

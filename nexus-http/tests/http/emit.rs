@@ -56,11 +56,13 @@ async fn fields_and_headers_go_along() {
     event["unknown"] = "is left out".into();
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let request = server.request(Method::POST, "/events").json(&event);
-    let id = message_id(&answer(request.header("traceparent", trace)).await);
+    let request = request.header("traceparent", trace);
+    let id = message_id(&answer(request.header("tracestate", "congo=t61")).await);
     let shown = server.get(&format!("/events/{id}")).await.ok();
     assert_eq!(shown["key"], "k");
     assert_eq!(shown["correlationId"], "c");
-    assert!(shown["metadata"].to_string().contains(trace), "{shown}");
+    assert_eq!(shown["metadata"]["traceparent"], trace, "{shown}");
+    assert_eq!(shown["metadata"]["tracestate"], "congo=t61", "{shown}");
 
     // Nobody's trace is worth an event.
     let request = server.request(Method::POST, "/events").json(&paid(1_001));

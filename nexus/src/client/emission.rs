@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use sqlx::PgConnection;
 
 use super::{Client, EmitError};
-use crate::event::{Delay, EncodeError, Outgoing};
+use crate::event::{Delay, EncodeError, LONGEST_TRACESTATE, Outgoing};
 
 /// An event about to be emitted: set options, then await it for the event's id. Made by
 /// [`Client::emit`] and [`Client::emit_in`].
@@ -93,11 +93,19 @@ impl<'a> Emission<'a> {
     }
 
     /// Passes a W3C trace context on to the handlers: a text of the form
-    /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`; another is an error. Default: inherited
-    /// from the event being handled.
+    /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`; another is an error. Default: with the
+    /// feature `otel` that of the span under way, else that of the event being handled.
     pub fn traceparent(self, traceparent: impl Into<String>) -> Self {
         let traceparent = traceparent.into();
-        self.with(|outgoing| outgoing.traceparent = Some(traceparent))
+        self.with(|outgoing| outgoing.join(traceparent))
+    }
+
+    /// Passes on what belongs to a [`traceparent`](Self::traceparent) that was set before: the `tracestate` of
+    /// the W3C's trace context, such as `congo=t61rcWkgMzE`. More than 512 characters are left out.
+    pub fn tracestate(self, tracestate: impl Into<String>) -> Self {
+        let is_kept = |text: &String| !text.is_empty() && text.len() <= LONGEST_TRACESTATE;
+        let tracestate = Some(tracestate.into()).filter(is_kept);
+        self.with(|outgoing| outgoing.tracestate = tracestate)
     }
 
     pub(super) fn into_outgoing(self) -> Result<Outgoing, EncodeError> {
@@ -241,7 +249,7 @@ impl<'a> EmissionInTx<'a> {
 
     /// Passes a W3C trace context on to the handlers; see [`Emission::traceparent`].
     pub fn traceparent(&mut self, traceparent: impl Into<String>) -> &mut Self {
-        self.outgoing.traceparent = Some(traceparent.into());
+        self.outgoing.join(traceparent.into());
         self
     }
 }

@@ -174,6 +174,12 @@ impl EnvelopeMeta {
         self.headers.traceparent.as_deref()
     }
 
+    /// The W3C `tracestate` beside it.
+    #[must_use]
+    pub fn tracestate(&self) -> Option<&str> {
+        self.headers.tracestate.as_deref()
+    }
+
     /// Which run of this handler for this event this is; counts from 1.
     #[must_use]
     pub fn attempt(&self) -> u32 {

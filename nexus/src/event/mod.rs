@@ -26,6 +26,7 @@ pub use name::{InvalidName, check_event_type, check_name};
 pub(crate) use outgoing::{Cause, Delay, Outgoing};
 pub use schema::PayloadProblem;
 pub(crate) use schema::{Misfit, check_payload};
+pub(crate) use trace::LONGEST_TRACESTATE;
 pub use trace::is_traceparent;
 #[cfg(feature = "otel")]
 pub(crate) use trace::span_context;

@@ -93,6 +93,7 @@ impl Outgoing {
             &self.idempotency_key,
             &self.correlation_id,
             &self.traceparent,
+            &self.tracestate,
         ];
         if texts.into_iter().flatten().any(|text| text.contains('\0')) {
             return Err(EncodeError::NulCharacter {
@@ -136,6 +137,11 @@ impl Outgoing {
     /// Whether it may be due before `pause` has passed.
     pub(crate) fn is_delayed_less_than(&self, pause: Duration) -> bool {
         self.delay.is_some_and(|delay| delay.ahead() < pause)
+    }
+
+    /// Puts the event into this trace instead of that of what is under way.
+    pub(crate) fn join(&mut self, traceparent: String) {
+        (self.traceparent, self.tracestate) = (Some(traceparent), None);
     }
 
     /// Fills in what was not given from what is under way: a span, and the event that is being handled.

@@ -6,6 +6,10 @@ use serde_json::Value;
 #[cfg(feature = "otel")]
 pub(crate) use otel::{current, span_context};
 
+/// A longer `tracestate` is not passed on: it would be stored with each message. The W3C asks for 512
+/// characters at least.
+pub(crate) const LONGEST_TRACESTATE: usize = 512;
+
 /// Without OpenTelemetry no span has an identity that another process could know.
 #[cfg(not(feature = "otel"))]
 pub(crate) fn current() -> Option<(String, Option<String>)> {
@@ -61,11 +65,7 @@ mod otel {
     };
     use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-    use super::is_traceparent;
-
-    /// A longer `tracestate` is not passed on: it would be stored with each message. The W3C asks for 512
-    /// characters at least.
-    const LONGEST_STATE: usize = 512;
+    use super::{LONGEST_TRACESTATE, is_traceparent};
 
     /// `traceparent` and `tracestate` of the span that is under way, if there is one that OpenTelemetry knows.
     pub(crate) fn current() -> Option<(String, Option<String>)> {
@@ -83,7 +83,7 @@ mod otel {
             let state = span.trace_state().header();
             (
                 format!("00-{trace}-{id}-{flags:02x}"),
-                (!state.is_empty() && state.len() <= LONGEST_STATE).then_some(state),
+                (!state.is_empty() && state.len() <= LONGEST_TRACESTATE).then_some(state),
             )
         })
     }

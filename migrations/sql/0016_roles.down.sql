@@ -367,7 +367,11 @@ begin
             'with target as materialized (
                  select * from jsonb_to_recordset($1) as t (id bigint, handler text, type text, version integer)
              ), looked_at as materialized (
-                 select e.*, e.event_id between $2 and $3 and pg_visible_in_snapshot(e.tx_id, $4) as is_meant
+                 select e.*,
+                     e.event_id between $2 and $3
+                         and (pg_visible_in_snapshot(e.tx_id, $4)
+                              -- No transaction of this server: a dump of another one was restored.
+                              or e.tx_id >= pg_snapshot_xmax(pg_current_snapshot())) as is_meant
                  from (select distinct type from target) t
                  cross join lateral (
                      -- Apart, because many events of one moment would be sorted for each batch.

@@ -3,7 +3,7 @@
 
 use std::{env, fs, path::Path};
 
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions};
 
 use super::*;
 use crate::testing::TestDatabase;
@@ -173,8 +173,25 @@ async fn what_was_dropped_or_changed_by_hand_is_named() {
 #[tokio::test]
 async fn an_index_that_is_not_valid_is_named() {
     let shop = Shop::new().await;
-    shop.run("update pg_index set indisvalid = false where indexrelid = 'core.nodes_namespace'::regclass")
-        .await;
+    let definition = "select pg_get_indexdef('core.nodes_namespace'::regclass)";
+    let definition: String = sqlx::query_scalar(definition)
+        .fetch_one(&shop.pool)
+        .await
+        .unwrap();
+    shop.run("drop index core.nodes_namespace").await;
+    // A concurrent build that is given up leaves what it has.
+    let mut other = shop.pool.begin().await.unwrap();
+    let lock = sqlx::query("lock table core.nodes in row exclusive mode");
+    lock.execute(&mut *other).await.unwrap();
+    let mut builder = shop.pool.acquire().await.unwrap();
+    let patience = sqlx::query("set lock_timeout = '10ms'");
+    patience.execute(&mut *builder).await.unwrap();
+    let build = definition.replacen("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1);
+    let built = sqlx::query(AssertSqlSafe(build)).execute(&mut *builder);
+    let given_up = built.await.unwrap_err().to_string();
+    assert!(given_up.contains("lock timeout"), "{given_up}");
+    builder.close().await.unwrap();
+    other.rollback().await.unwrap();
     let finding = shop.finds().await;
     assert_eq!(finding.id, "object-changed");
     assert_eq!(finding.help, "reindex index core.nodes_namespace");

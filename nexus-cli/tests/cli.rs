@@ -1101,8 +1101,8 @@ async fn the_database_is_named_by_option_environment_and_file_and_no_password_is
     assert!(script.contains("dead-letters"), "{script}");
 }
 
-#[tokio::test]
-async fn only_migrate_up_makes_an_embedded_database() {
+/// A folder which the user of a server of the test's own can reach.
+fn reachable_folder() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() {
@@ -1110,12 +1110,16 @@ async fn only_migrate_up_makes_an_embedded_database() {
     } else {
         Path::new("/tmp")
     };
-    // Which the server's user can reach.
-    let folder = tempfile::Builder::new()
+    tempfile::Builder::new()
         .prefix("nx")
         .permissions(std::fs::Permissions::from_mode(0o755))
         .tempdir_in(parent)
-        .unwrap();
+        .unwrap()
+}
+
+#[tokio::test]
+async fn only_migrate_up_makes_an_embedded_database() {
+    let folder = reachable_folder();
     let data = folder.path().join("data");
     let run = async |arguments: &[&str]| {
         end(program(folder.path())

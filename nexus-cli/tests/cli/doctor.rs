@@ -1,13 +1,11 @@
 //! `nexus doctor`: what it finds where apps work, on servers that are set up well and badly, and how it ends.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path};
-
 use nexus::{Client, Database, testing::TestDatabase};
 use nexus_embedded::{DEFAULT_DATABASE, Options, Server};
 use serde_json::Value;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 
-use super::{end, nexus, program, with_a_parcel};
+use super::{end, nexus, program, reachable_folder, with_a_parcel};
 
 /// The findings, each checked against the documentation, and the exit code.
 async fn doctor(url: &str, namespace: &str) -> (i32, Vec<Value>) {
@@ -133,18 +131,7 @@ struct Own {
 
 impl Own {
     async fn start(settings: &'static [(&'static str, &'static str)]) -> Self {
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() {
-            memory
-        } else {
-            Path::new("/tmp")
-        };
-        // Which the server's user can reach.
-        let folder = tempfile::Builder::new()
-            .prefix("nx")
-            .permissions(std::fs::Permissions::from_mode(0o755))
-            .tempdir_in(parent)
-            .unwrap();
+        let folder = reachable_folder();
         let data = folder.path().join("data");
         let server = tokio::task::spawn_blocking(move || {
             let mut options = Options::dev().data_folder(data);

@@ -186,9 +186,9 @@ async fn an_index_that_is_not_valid_is_named() {
     let mut builder = shop.pool.acquire().await.unwrap();
     let patience = sqlx::query("set lock_timeout = '10ms'");
     patience.execute(&mut *builder).await.unwrap();
-    let build = definition.replacen("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1);
-    let built = sqlx::query(AssertSqlSafe(build)).execute(&mut *builder);
-    let given_up = built.await.unwrap_err().to_string();
+    let concurrent = definition.replacen("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1);
+    let attempt = sqlx::query(AssertSqlSafe(concurrent)).execute(&mut *builder);
+    let given_up = attempt.await.unwrap_err().to_string();
     assert!(given_up.contains("lock timeout"), "{given_up}");
     builder.close().await.unwrap();
     other.rollback().await.unwrap();

@@ -1,6 +1,12 @@
 //! Fault helpers of the nexus test suites. Databases and clocks come from `nexus::testing`.
 
-use std::{future::Future, panic::UnwindSafe, time::Duration};
+use std::{
+    future::Future,
+    io,
+    panic::UnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 
@@ -84,4 +90,28 @@ pub async fn catch_panic<F: Future + UnwindSafe>(future: F) -> Option<String> {
         .cloned()
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
     Some(text.unwrap_or_default())
+}
+
+/// A writer for `tracing_subscriber` that keeps what is logged; each clone has the same text.
+#[derive(Debug, Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// What has been logged until now.
+    pub fn text(&self) -> String {
+        let log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&log).into_owned()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        log.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,10 +1,6 @@
 //! Subscriptions that no build declares any more: reported, retired, and what becomes of their messages.
 
-use std::{
-    io::Write,
-    sync::{Mutex, Once, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use nexus::{
     Handle,
@@ -12,7 +8,7 @@ use nexus::{
     prelude::*,
     testing::TestDatabase,
 };
-use nexus_tests::{until, within};
+use nexus_tests::{Log, until, within};
 use sqlx::{AssertSqlSafe, PgPool, SqlSafeStr};
 use tokio::sync::mpsc;
 
@@ -500,33 +496,15 @@ async fn a_live_node_whose_handler_was_retired_subscribes_again() {
     node.shutdown().await;
 }
 
-/// What the nodes of this program have logged.
-static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-struct Log;
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LOG.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn what_nobody_runs_is_warned_of_at_the_start() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-            .with_writer(|| Log)
-            .init();
-    });
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(move || writer.clone())
+        .init();
     let test = Test::new().await;
     let app = |handlers: &[&str]| {
         App::discover()
@@ -555,10 +533,7 @@ async fn what_nobody_runs_is_warned_of_at_the_start() {
         "no live build runs this handler for this version; its messages wait until one does, or until they are retired (Client::retire_version) group=\"reported\" handler=\"stack\" event_type=\"parcel.arrived\" version=\"2\" waiting=\"1\"",
     ] {
         until(expected, || async {
-            let log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
-            String::from_utf8_lossy(&log)
-                .contains(expected)
-                .then_some(())
+            log.text().contains(expected).then_some(())
         })
         .await;
     }

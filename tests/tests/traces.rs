@@ -1,13 +1,12 @@
 //! With OpenTelemetry the trace of an emitter goes on in its handlers, and logs say what is being handled.
 
 use std::{
-    io,
-    sync::{Arc, LazyLock, Mutex},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use nexus::{Handle, client::DeadLetterFilter, prelude::*, testing::TestDatabase};
-use nexus_tests::{until, within};
+use nexus_tests::{Log, until, within};
 use opentelemetry::trace::{SpanId, SpanKind, Status, TraceId, TracerProvider as _};
 use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler, SdkTracerProvider, SpanData};
 use tokio::sync::{Semaphore, mpsc};
@@ -117,20 +116,6 @@ static EXPORTED: LazyLock<(InMemorySpanExporter, Log)> = LazyLock::new(|| {
         .init();
     (exporter, log)
 });
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(text);
-        Ok(text.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 struct Test {
     _database: TestDatabase,
@@ -385,7 +370,7 @@ async fn a_line_of_the_log_says_what_is_being_handled() {
     for _ in 0..5 {
         test.next().await;
     }
-    let log = String::from_utf8(EXPORTED.1.0.lock().unwrap().clone()).unwrap();
+    let log = EXPORTED.1.text();
     let fields = format!(
         "group=\"office\" handler=\"sort\" event_type=\"letter.posted\" event_id={event_id} attempt=1"
     );

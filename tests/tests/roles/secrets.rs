@@ -4,28 +4,14 @@
 use std::{
     error::Error as StdError,
     fmt::{Debug, Write as _},
-    io,
-    sync::{Arc, LazyLock, Mutex},
+    sync::LazyLock,
     time::Duration,
 };
 
 use nexus::{App, Client, Database, client::Access};
+use nexus_tests::Log;
 
 use super::{ENCODED, MIDDLE, PASSWORD, Test};
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(text);
-        Ok(text.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// What the tests of this program have logged, from the first call on.
 pub(crate) fn logged() -> String {
@@ -39,7 +25,7 @@ pub(crate) fn logged() -> String {
             .init();
         log
     });
-    String::from_utf8_lossy(&LOG.0.lock().unwrap()).into_owned()
+    LOG.text()
 }
 
 /// Servers that are not there are not waited for.

@@ -21,13 +21,7 @@ pub(crate) async fn of_queue(
     queue: &str,
     most: i64,
 ) -> sqlx::Result<Counted> {
-    // By the index, so that the empty pages of a queue that was long once are not walked through.
-    let text = format!(
-        "select count(*), count(*) filter (where coalesce(q.headers ->> 'attempts', '0') <> '0')
-         from (select headers from {table} order by msg_id limit $1 + 1) q",
-        table = table(queue)
-    );
-    let row = sqlx::query(AssertSqlSafe(text).into_sql_str())
+    let row = sqlx::query(AssertSqlSafe(count_messages(queue)).into_sql_str())
         .bind(most)
         .fetch_one(connection)
         .await?;
@@ -35,6 +29,16 @@ pub(crate) async fn of_queue(
         messages: row.get(0),
         failed: row.get(1),
     })
+}
+
+/// All messages of a queue, and those that have failed before, up to `$1` and one.
+fn count_messages(queue: &str) -> String {
+    // By the index, so that the empty pages of a queue that was long once are not walked through.
+    format!(
+        "select count(*), count(*) filter (where coalesce(q.headers ->> 'attempts', '0') <> '0')
+         from (select headers from {table} order by msg_id limit $1 + 1) q",
+        table = table(queue)
+    )
 }
 
 /// What waits for a handler, under a former name of it as well.
@@ -159,10 +163,8 @@ pub(crate) async fn of_group(
                        and m.vt <= core.now()
                      order by m.vt limit 1) oldest),
                 (select count(*) from (select from {letters} order by msg_id limit $1 + 1) letters)
-         from (
-             select count(*), count(*) filter (where coalesce(q.headers ->> 'attempts', '0') <> '0')
-             from (select headers from {table} order by msg_id limit $1 + 1) q
-         ) waiting (messages, failed)",
+         from ({messages}) waiting (messages, failed)",
+        messages = count_messages(queue),
         table = table(queue),
         letters = table(&format!("{queue}_dlq")),
     );

@@ -736,6 +736,15 @@ async fn store_in(
     Ok(Some(stored))
 }
 
+/// As much of an error's text as is kept.
+pub(super) fn cut(mut text: String) -> String {
+    if text.len() > MAX_ERROR_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES));
+        text.push('…');
+    }
+    text
+}
+
 /// The verdict on a message whose attempt failed.
 pub(super) fn failure(route: &Route, meta: &EnvelopeMeta, error: &Error) -> Verdict {
     if let Kind::Snooze(delay) = error.kind() {
@@ -745,15 +754,7 @@ pub(super) fn failure(route: &Route, meta: &EnvelopeMeta, error: &Error) -> Verd
         };
     }
     let attempts = meta.attempt();
-    let mut text = error.to_string();
-    if text.len() > MAX_ERROR_BYTES {
-        let end = (0..=MAX_ERROR_BYTES)
-            .rev()
-            .find(|&at| text.is_char_boundary(at))
-            .unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
+    let text = cut(error.to_string());
     // Postgres stores no U+0000, and an error's text may quote anything.
     let text = text.replace('\0', "\u{fffd}");
     let mut errors = meta.headers.errors.clone();

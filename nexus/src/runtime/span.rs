@@ -73,6 +73,7 @@ mod otel {
     use crate::{
         event::{EnvelopeMeta, span_context},
         handler::Kind,
+        runtime::attempt,
     };
 
     /// OpenTelemetry keeps so many links of a span by default.
@@ -133,7 +134,7 @@ mod otel {
             End::Failed(error) if matches!(error.kind(), Kind::Snooze(_)) => None,
             End::Failed(error) | End::Conflicted(error) => Some(error.to_string()),
             End::Disturbed(error) => Some(error.to_string()),
-            End::CommittedByHand => Some(super::super::attempt::COMMITTED_BY_HAND.to_owned()),
+            End::CommittedByHand => Some(attempt::COMMITTED_BY_HAND.to_owned()),
             End::Stolen(_) => Some("the lease was lost".to_owned()),
             End::Aborted => Some("the node stopped".to_owned()),
             End::Committed | End::Succeeded(_) => {
@@ -141,7 +142,7 @@ mod otel {
             }
         };
         if let Some(error) = error {
-            span.set_status(Status::error(error));
+            span.set_status(Status::error(attempt::cut(error)));
         }
     }
 }

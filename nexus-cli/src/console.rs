@@ -8,7 +8,7 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::Value;
+use serde::Serialize;
 
 use crate::failure::usage;
 
@@ -38,15 +38,25 @@ impl Console {
     }
 
     /// One document.
-    pub(crate) fn print_json(&self, document: &Value) -> anyhow::Result<()> {
+    pub(crate) fn print_json(&self, document: &impl Serialize) -> anyhow::Result<()> {
         let mut text = serde_json::to_string_pretty(document)?;
         text.push('\n');
         self.print(&text)
     }
 
+    /// A list of documents, as one.
+    pub(crate) fn print_json_list(
+        &self,
+        documents: impl IntoIterator<Item = impl Serialize>,
+    ) -> anyhow::Result<()> {
+        self.print_json(&documents.into_iter().collect::<Vec<_>>())
+    }
+
     /// One document of several, in a line.
-    pub(crate) fn print_json_line(&self, document: &Value) -> anyhow::Result<()> {
-        self.print(&format!("{document}\n"))
+    pub(crate) fn print_json_line(&self, document: &impl Serialize) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string(document)?;
+        text.push('\n');
+        self.print(&text)
     }
 
     /// To standard error.

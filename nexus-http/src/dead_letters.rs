@@ -3,10 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Extension, Json, extract::State, http::HeaderMap};
-use jiff::Timestamp;
-use nexus::client::{
-    DeadLetter, DeadLetterCause, DeadLetterCursor, DeadLetterFilter, PastRedrive, Redriven,
-};
+use nexus::client::{DeadLetterCursor, DeadLetterFilter};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -15,7 +12,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     Service, Shared,
     access::Caller,
-    events::{PastError, next_page, page},
+    documents::{DeadLetter, DeadLetterCause, Purged, Redriven},
+    events::{next_page, page},
     extract::{self, Path, Query},
     openapi::{Missing, Refusals, Steering},
     problem::{Kind, Problem, ProblemDocument},
@@ -33,102 +31,6 @@ pub(crate) fn steering() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(redrive))
         .routes(routes!(redrive_one))
         .routes(routes!(purge))
-}
-
-/// A message that will not be tried again by itself.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct Letter {
-    /// Its id, in its group.
-    dead_letter_id: i64,
-    /// The group whose queue it came from.
-    group: String,
-    /// The handler that failed; null if the message was no envelope.
-    handler: Option<String>,
-    /// The event.
-    event_id: Option<i64>,
-    /// The event's type.
-    event_type: Option<String>,
-    /// In a few words why it is here.
-    reason: String,
-    /// The last error with its sources.
-    error: Option<String>,
-    /// What letters of one cause have in common.
-    fingerprint: Option<String>,
-    /// How many attempts were made, since the last redrive if there was one.
-    attempts: u32,
-    /// The errors of the attempts, oldest first; the newest ten.
-    errors: Vec<PastError>,
-    /// When it was given up.
-    failed_at: Timestamp,
-    /// How often it has been redriven.
-    redriven: u32,
-    /// The redrives, oldest first; the newest ten.
-    redrives: Vec<Past>,
-    /// Whether a redrive has replaced the payload.
-    is_edited: bool,
-    /// The original message.
-    original_event: Value,
-    /// For the parameter `cursor`: the page after this one.
-    cursor: String,
-}
-
-impl From<DeadLetter> for Letter {
-    fn from(letter: DeadLetter) -> Self {
-        Self {
-            cursor: letter.cursor().to_string(),
-            dead_letter_id: letter.id,
-            group: letter.group,
-            handler: letter.handler,
-            event_id: letter.event_id,
-            event_type: letter.event_type,
-            reason: letter.reason,
-            error: letter.error,
-            fingerprint: letter.fingerprint,
-            attempts: letter.attempts,
-            errors: letter.errors.into_iter().map(PastError::from).collect(),
-            failed_at: letter.failed_at,
-            redriven: letter.redrive_count,
-            redrives: letter.redrives.into_iter().map(Past::from).collect(),
-            is_edited: letter.is_edited,
-            original_event: letter.original,
-        }
-    }
-}
-
-/// A redrive that did not help.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = PastRedrive)]
-struct Past {
-    /// When it was.
-    at: String,
-    /// Who did it.
-    by: String,
-    /// How many attempts had been made until then, since the redrive before.
-    attempts: u32,
-    /// Why it had been a dead letter.
-    reason: String,
-    /// The last error until then.
-    error: Option<String>,
-    /// Since when it had been one.
-    failed_at: String,
-    /// Whether the payload was replaced.
-    edited: bool,
-}
-
-impl From<PastRedrive> for Past {
-    fn from(past: PastRedrive) -> Self {
-        Self {
-            at: past.at,
-            by: past.by,
-            attempts: past.attempts,
-            reason: past.reason,
-            error: past.error,
-            failed_at: past.failed_at,
-            edited: past.edited,
-        }
-    }
 }
 
 /// Which dead letters.
@@ -163,7 +65,7 @@ struct Wanted {
 /// Of one group, or of each. Of one group, the header `Link` with `rel="next"` leads to the next page.
 #[utoipa::path(get, path = "/dead-letters", tag = "dead letters", params(Wanted),
     responses(
-        (status = 200, description = "The dead letters.", body = Vec<Letter>,
+        (status = 200, description = "The dead letters.", body = Vec<DeadLetter>,
             headers(("Link" = Option<String>, description = "The next page."))),
         Missing,
         Refusals,
@@ -171,7 +73,7 @@ struct Wanted {
 async fn list(
     State(service): Shared,
     Query(wanted): Query<Wanted>,
-) -> Result<(HeaderMap, Json<Vec<Letter>>), Problem> {
+) -> Result<(HeaderMap, Json<Vec<DeadLetter>>), Problem> {
     let client = &service.client;
     let limit = page(wanted.limit)?;
     let cursor = match &wanted.cursor {
@@ -217,52 +119,8 @@ async fn list(
     }));
     Ok((
         headers,
-        Json(letters.into_iter().map(Letter::from).collect()),
+        Json(letters.into_iter().map(DeadLetter::from).collect()),
     ))
-}
-
-/// How many dead letters have one cause.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = DeadLetterCause)]
-struct Cause {
-    /// The group.
-    group: String,
-    /// The handler.
-    handler: Option<String>,
-    /// The event type.
-    event_type: Option<String>,
-    /// What they have in common.
-    fingerprint: Option<String>,
-    /// How many there are.
-    dead_letters: u64,
-    /// When the oldest one was given up.
-    first_failed_at: Timestamp,
-    /// When the newest one was given up.
-    last_failed_at: Timestamp,
-    /// The id of the newest one.
-    sample_id: i64,
-    /// Why the newest one is here.
-    sample_reason: Option<String>,
-    /// The last error of the newest one.
-    sample_error: Option<String>,
-}
-
-impl From<DeadLetterCause> for Cause {
-    fn from(cause: DeadLetterCause) -> Self {
-        Self {
-            group: cause.group,
-            handler: cause.handler,
-            event_type: cause.event_type,
-            fingerprint: cause.fingerprint,
-            dead_letters: cause.letters,
-            first_failed_at: cause.first_failed_at,
-            last_failed_at: cause.last_failed_at,
-            sample_id: cause.sample_id,
-            sample_reason: cause.sample_reason,
-            sample_error: cause.sample_error,
-        }
-    }
 }
 
 /// Count dead letters by cause
@@ -270,27 +128,29 @@ impl From<DeadLetterCause> for Cause {
 /// By group, handler, event type and cause. Takes seconds where there are millions.
 #[utoipa::path(get, path = "/dead-letters/causes", tag = "dead letters",
     responses(
-        (status = 200, description = "The causes.", body = Vec<Cause>),
+        (status = 200, description = "The causes.", body = Vec<DeadLetterCause>),
         Refusals,
     ))]
-async fn causes(State(service): Shared) -> Result<Json<Vec<Cause>>, Problem> {
+async fn causes(State(service): Shared) -> Result<Json<Vec<DeadLetterCause>>, Problem> {
     let all = DeadLetterFilter::new();
     let causes = service.client.dead_letter_summary(all).await?;
-    Ok(Json(causes.into_iter().map(Cause::from).collect()))
+    Ok(Json(
+        causes.into_iter().map(DeadLetterCause::from).collect(),
+    ))
 }
 
 /// Show a dead letter
 #[utoipa::path(get, path = "/dead-letters/{group}/{id}", tag = "dead letters",
     params(("group" = String, Path, description = "The group."), ("id" = i64, Path, description = "The dead letter's id.")),
     responses(
-        (status = 200, description = "The dead letter.", body = Letter),
+        (status = 200, description = "The dead letter.", body = DeadLetter),
         Missing,
         Refusals,
     ))]
 async fn show(
     State(service): Shared,
     Path((group, id)): Path<(String, i64)>,
-) -> Result<Json<Letter>, Problem> {
+) -> Result<Json<DeadLetter>, Problem> {
     let found = service.client.dead_letters(&group, 1).filter(&[id]).await?;
     let letter = found.into_iter().next().ok_or_else(|| {
         Problem::new(
@@ -426,80 +286,6 @@ struct PurgeRequest {
     dry_run: bool,
 }
 
-/// What a redrive has done, or would do.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = Redriven)]
-struct Done {
-    /// How many dead letters were put back, or would be.
-    messages: u64,
-    /// For whom.
-    handlers: Vec<DoneFor>,
-    /// What stays, although it was meant.
-    left: Vec<Left>,
-    /// How many of the ids are not there.
-    missing: u64,
-    /// When the last message is due.
-    last_due_at: Option<Timestamp>,
-    /// Whether nothing was changed.
-    is_dry_run: bool,
-}
-
-/// Messages that were put back for one handler.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = RedrivenHandler)]
-struct DoneFor {
-    /// The handler; null for messages of foreign programs.
-    handler: Option<String>,
-    /// The version of the events.
-    event_version: Option<u32>,
-    /// How many.
-    messages: u64,
-    /// Whether a live node can run them now.
-    is_live: bool,
-}
-
-/// Dead letters that were meant and are still there.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = LeftLetters)]
-struct Left {
-    /// The handler.
-    handler: Option<String>,
-    /// The version of the events.
-    event_version: Option<u32>,
-    /// How many.
-    dead_letters: u64,
-    /// Why.
-    why: String,
-}
-
-impl Done {
-    fn new(redriven: Redriven, is_dry_run: bool) -> Self {
-        let handlers = redriven.handlers.into_iter().map(|handler| DoneFor {
-            handler: handler.handler,
-            event_version: handler.event_version,
-            messages: handler.messages,
-            is_live: handler.is_live,
-        });
-        let left = redriven.left.into_iter().map(|left| Left {
-            handler: left.handler,
-            event_version: left.event_version,
-            dead_letters: left.letters,
-            why: left.why.to_string(),
-        });
-        Self {
-            messages: redriven.messages,
-            handlers: handlers.collect(),
-            left: left.collect(),
-            missing: redriven.missing,
-            last_due_at: redriven.last_due_at,
-            is_dry_run,
-        }
-    }
-}
-
 /// Put dead letters of a group back into its queue
 ///
 /// In batches of 500, each whole or not at all; given up for want of time, the same request does the rest.
@@ -507,7 +293,7 @@ impl Done {
     params(("group" = String, Path, description = "The group.")),
     request_body = RedriveRequest,
     responses(
-        (status = 200, description = "What was done.", body = Done),
+        (status = 200, description = "What was done.", body = Redriven),
         Steering,
         Missing,
         Refusals,
@@ -517,7 +303,7 @@ async fn redrive(
     Extension(caller): Extension<Caller>,
     Path(group): Path<String>,
     extract::Json(request): extract::Json<RedriveRequest>,
-) -> Result<Json<Done>, Problem> {
+) -> Result<Json<Redriven>, Problem> {
     let mut redrive = service.client.redrive(&group, request.which.meant()?);
     if let Some(limit) = request.limit {
         redrive = redrive.limit(limit);
@@ -531,7 +317,7 @@ async fn redrive(
     if request.dry_run {
         redrive = redrive.dry_run();
     }
-    Ok(Json(Done::new(redrive.await?, request.dry_run)))
+    Ok(Json(Redriven::new(redrive.await?, request.dry_run)))
 }
 
 /// Put one dead letter back
@@ -539,7 +325,7 @@ async fn redrive(
     params(("group" = String, Path, description = "The group."), ("id" = i64, Path, description = "The dead letter's id.")),
     request_body = RedriveOneRequest,
     responses(
-        (status = 200, description = "What was done.", body = Done),
+        (status = 200, description = "What was done.", body = Redriven),
         (status = 409, description = "It cannot be put back with another payload.", body = ProblemDocument<'static>, content_type = "application/problem+json"),
         Steering,
         Missing,
@@ -550,7 +336,7 @@ async fn redrive_one(
     Extension(caller): Extension<Caller>,
     Path((group, id)): Path<(String, i64)>,
     extract::Json(request): extract::Json<RedriveOneRequest>,
-) -> Result<Json<Done>, Problem> {
+) -> Result<Json<Redriven>, Problem> {
     let client = &service.client;
     let by = request.by.or(caller.name());
     let done = if let Some(payload) = &request.payload {
@@ -578,17 +364,7 @@ async fn redrive_one(
             format!("group `{group}` has no dead letter {id}"),
         ));
     }
-    Ok(Json(Done::new(done, request.dry_run)))
-}
-
-/// What a purge has done, or would do.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct Purged {
-    /// How many dead letters were deleted, or would be.
-    dead_letters: u64,
-    /// Whether nothing was changed.
-    is_dry_run: bool,
+    Ok(Json(Redriven::new(done, request.dry_run)))
 }
 
 /// Delete dead letters of a group for good

@@ -23,7 +23,7 @@
 //!
 //! - [`router`] makes the router, [`Settings`] say how it is to behave.
 //! - `emit` takes events, in the original server's form or as CloudEvents (`cloud_events`).
-//! - `events`, `dead_letters`, `schedules`, `namespace` show and steer what there is.
+//! - `events`, `dead_letters`, `schedules`, `namespace` show and steer what there is, by [`documents`].
 //! - `metrics` has figures for whoever watches the namespace.
 //! - `access` decides who may, by tokens ([`nexus::client::Token`]).
 //! - `problem` is what every error looks like, `openapi` the description.
@@ -36,6 +36,7 @@
 mod access;
 mod cloud_events;
 mod dead_letters;
+pub mod documents;
 mod emit;
 mod events;
 mod extract;

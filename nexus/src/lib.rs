@@ -77,7 +77,7 @@ pub use jiff;
 pub use nexus_macros::{Event, app, cron, handler};
 pub use registry::UntypedHandler;
 pub use retry::RetryPolicy;
-pub use schedule::Misfire;
+pub use schedule::{Misfire, MisfireError};
 
 /// What nearly every file of an app needs.
 pub mod prelude {

@@ -7,7 +7,8 @@ use nexus::{
     client::{DeadLetter, DeadLetterCause, DeadLetterCursor, DeadLetterFilter, Group, Redriven},
     jiff::Timestamp,
 };
-use serde_json::{Value, json};
+use nexus_http::documents;
+use serde_json::Value;
 
 use super::{count, payload};
 use crate::{
@@ -174,26 +175,6 @@ impl DeadLetters {
     }
 }
 
-pub(super) fn document(letter: &DeadLetter) -> Value {
-    json!({
-        "deadLetterId": letter.id,
-        "group": letter.group,
-        "handler": letter.handler,
-        "eventId": letter.event_id,
-        "eventType": letter.event_type,
-        "reason": letter.reason,
-        "error": letter.error,
-        "fingerprint": letter.fingerprint,
-        "attempts": letter.attempts,
-        "errors": letter.errors,
-        "failedAt": letter.failed_at,
-        "redriven": letter.redrive_count,
-        "redrives": letter.redrives,
-        "isEdited": letter.is_edited,
-        "originalEvent": letter.original,
-    })
-}
-
 pub(super) fn table(letters: &[DeadLetter], now: Timestamp) -> Table {
     let mut table = Table::new([
         ">id", "group", "handler", "given up", "event", "reason", "cause", "error",
@@ -253,12 +234,7 @@ impl List {
             letters.extend(page.await?);
         }
         if console.is_json {
-            let documents = letters.iter().map(|letter| {
-                let mut document = document(letter);
-                document["cursor"] = letter.cursor().to_string().into();
-                document
-            });
-            return console.print_json(&documents.collect());
+            return console.print_json_list(letters.into_iter().map(documents::DeadLetter::from));
         }
         if letters.is_empty() {
             return console.print("there is no such dead letter\n");
@@ -285,21 +261,8 @@ impl List {
         };
         let causes: Vec<_> = causes?.into_iter().filter(of_group).collect();
         if console.is_json {
-            let documents = causes.iter().map(|cause| {
-                json!({
-                    "group": cause.group,
-                    "handler": cause.handler,
-                    "eventType": cause.event_type,
-                    "fingerprint": cause.fingerprint,
-                    "deadLetters": cause.letters,
-                    "firstFailedAt": cause.first_failed_at,
-                    "lastFailedAt": cause.last_failed_at,
-                    "sampleId": cause.sample_id,
-                    "sampleReason": cause.sample_reason,
-                    "sampleError": cause.sample_error,
-                })
-            });
-            return console.print_json(&documents.collect());
+            let documents = causes.into_iter().map(documents::DeadLetterCause::from);
+            return console.print_json_list(documents);
         }
         if causes.is_empty() {
             return console.print("there is no such dead letter\n");
@@ -334,13 +297,13 @@ impl List {
 
 async fn show(group: &str, id: i64, session: &Session, console: &Console) -> anyhow::Result<()> {
     let found = session.client.dead_letters(group, 1).filter(&[id]).await?;
-    let Some(letter) = found.first() else {
+    let Some(letter) = found.into_iter().next() else {
         anyhow::bail!(
             "group `{group}` has no dead letter {id}: it was redriven or purged, or never was"
         );
     };
     if console.is_json {
-        return console.print_json(&document(letter));
+        return console.print_json(&documents::DeadLetter::from(letter));
     }
     let mut table = Table::new(["", ""]);
     table.row([
@@ -441,7 +404,7 @@ impl Redrive {
         };
         if self.dry_run {
             let plan = redrive().dry_run().await?;
-            return self.tell(&plan, session, console);
+            return self.tell(plan, session, console);
         }
         // By id it is known what is meant.
         if self.ids.is_empty() {
@@ -456,7 +419,7 @@ impl Redrive {
             .on_progress(|done| bar.set_message(done.messages.to_string()))
             .await;
         console.clear();
-        self.tell(&done?, session, console)
+        self.tell(done?, session, console)
     }
 
     async fn run_edited(
@@ -475,35 +438,12 @@ impl Redrive {
         if self.dry_run {
             redrive = redrive.dry_run();
         }
-        self.tell(&redrive.await?, session, console)
+        self.tell(redrive.await?, session, console)
     }
 
-    fn tell(&self, done: &Redriven, session: &Session, console: &Console) -> anyhow::Result<()> {
+    fn tell(&self, done: Redriven, session: &Session, console: &Console) -> anyhow::Result<()> {
         if console.is_json {
-            let handlers = done.handlers.iter().map(|handler| {
-                json!({
-                    "handler": handler.handler,
-                    "eventVersion": handler.event_version,
-                    "messages": handler.messages,
-                    "isLive": handler.is_live,
-                })
-            });
-            let left = done.left.iter().map(|left| {
-                json!({
-                    "handler": left.handler,
-                    "eventVersion": left.event_version,
-                    "deadLetters": left.letters,
-                    "why": left.why.to_string(),
-                })
-            });
-            return console.print_json(&json!({
-                "messages": done.messages,
-                "handlers": handlers.collect::<Value>(),
-                "left": left.collect::<Value>(),
-                "missing": done.missing,
-                "lastDueAt": done.last_due_at,
-                "isDryRun": self.dry_run,
-            }));
+            return console.print_json(&documents::Redriven::new(done, self.dry_run));
         }
         let would = if self.dry_run { " would be" } else { "" };
         let mut text = format!("{}{would} put back", count(done.messages, "dead letter"));
@@ -564,10 +504,10 @@ impl Purge {
             done?
         };
         if console.is_json {
-            return console.print_json(&json!({
-                "deadLetters": done.letters,
-                "isDryRun": self.dry_run,
-            }));
+            return console.print_json(&documents::Purged {
+                dead_letters: done.letters,
+                is_dry_run: self.dry_run,
+            });
         }
         let would = if self.dry_run { " would be" } else { "" };
         console.print(&format!(

@@ -26,7 +26,7 @@ pub(crate) async fn run(global: &Global, console: &Console) -> anyhow::Result<()
     console.clear();
     let found = found.map_err(|error| explain(error, database))?;
     if console.is_json {
-        console.print_json(&found.iter().map(document).collect())?;
+        console.print_json_list(found.iter().map(document))?;
     } else {
         console.print(&text(&found))?;
     }

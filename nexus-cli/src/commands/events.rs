@@ -5,8 +5,9 @@ mod tree;
 use std::{fmt::Write as _, time::Duration};
 
 use clap::{Args, Subcommand};
-use nexus::client::{Delivery, DeliveryState, LoggedEvent};
-use serde_json::{Value, json};
+use nexus::client::{Delivery, LoggedEvent};
+use nexus_http::documents;
+use serde::Serialize;
 
 use crate::{
     console::{Console, DIM, Table, cut, indented, safe},
@@ -118,52 +119,6 @@ impl Events {
     }
 }
 
-fn document(event: &LoggedEvent) -> Value {
-    json!({
-        "eventId": event.event_id,
-        "eventType": event.event_type,
-        "eventVersion": event.event_version,
-        "emittedAt": event.emitted_at,
-        "producerNodeId": event.producer,
-        "key": event.key,
-        "correlationId": event.correlation_id,
-        "causationId": event.causation_id,
-        "payload": event.payload,
-        "metadata": event.metadata,
-    })
-}
-
-fn delivery_document(delivery: &Delivery) -> Value {
-    let mut document = json!({
-        "group": delivery.group,
-        "handler": delivery.handler,
-        "attempts": delivery.attempts,
-        "errors": delivery.errors,
-    });
-    let (state, more) = match &delivery.state {
-        DeliveryState::Ready { since } => ("ready", json!({ "since": since })),
-        DeliveryState::Running { until } => ("running", json!({ "until": until })),
-        DeliveryState::Waiting { until } => ("waiting", json!({ "until": until })),
-        DeliveryState::DeadLetter {
-            id,
-            reason,
-            error,
-            failed_at,
-        } => (
-            "deadLetter",
-            json!({ "deadLetterId": id, "reason": reason, "error": error, "failedAt": failed_at }),
-        ),
-        DeliveryState::Done => ("done", json!({})),
-        DeliveryState::NotSent => ("notSent", json!({})),
-        _ => ("unknown", json!({})),
-    };
-    document["state"] = state.into();
-    if let (Some(document), Value::Object(more)) = (document.as_object_mut(), more) {
-        document.extend(more);
-    }
-    document
-}
-
 impl List {
     async fn run(self, session: &Session, console: &Console) -> anyhow::Result<()> {
         let mut events = self.which.of(session);
@@ -184,7 +139,7 @@ impl List {
         }
         let events = events.list(self.limit).await?;
         if console.is_json {
-            return console.print_json(&events.iter().map(document).collect());
+            return console.print_json_list(events.into_iter().map(documents::Event::from));
         }
         let Some(last) = events.last() else {
             return console.print("no such event is in the log\n");
@@ -216,6 +171,14 @@ fn type_and_version(event: &LoggedEvent) -> String {
     }
 }
 
+/// What `show --json` prints.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    event: documents::EventWithDeliveries,
+    chain: Vec<documents::EventWithDeliveries>,
+}
+
 impl Show {
     async fn run(self, session: &Session, console: &Console) -> anyhow::Result<()> {
         let client = &session.client;
@@ -232,23 +195,16 @@ impl Show {
         let deliveries = client.deliveries(&ids).await;
         console.clear();
         let deliveries = deliveries?;
-        let of = |event_id: i64| {
-            deliveries
-                .iter()
-                .filter(move |delivery| delivery.event_id == event_id)
-        };
         if console.is_json {
-            let mut shown = document(&event);
-            shown["deliveries"] = of(event.event_id).map(delivery_document).collect();
-            shown["chain"] = chain
-                .iter()
-                .map(|event| {
-                    let mut link = document(event);
-                    link["deliveries"] = of(event.event_id).map(delivery_document).collect();
-                    link
-                })
-                .collect();
-            return console.print_json(&shown);
+            let document = |event: LoggedEvent| {
+                let of_event = |delivery: &&Delivery| delivery.event_id == event.event_id;
+                let deliveries = deliveries.iter().filter(of_event).cloned().collect();
+                documents::EventWithDeliveries::new(event, deliveries)
+            };
+            return console.print_json(&Shown {
+                event: document(event),
+                chain: chain.into_iter().map(document).collect(),
+            });
         }
         let mut table = Table::new(["", ""]);
         table.row(["event".into(), event.event_id.to_string().into()]);
@@ -321,7 +277,7 @@ impl Tail {
 
 fn print_line(event: &LoggedEvent, console: &Console) -> anyhow::Result<()> {
     if console.is_json {
-        return console.print_json_line(&document(event));
+        return console.print_json_line(&documents::Event::from(event.clone()));
     }
     let key = event.key.as_deref().unwrap_or("-");
     console.print(&format!(

@@ -1,8 +1,9 @@
 //! `nexus groups`
 
 use clap::{Args, Subcommand};
-use nexus::client::{Depth, Group, GroupHandler, Leftovers};
-use serde_json::{Value, json};
+use nexus::client::{Depth, Group, Leftovers};
+use nexus_http::documents;
+use serde_json::json;
 
 use super::count;
 use crate::{
@@ -59,7 +60,7 @@ impl Groups {
             Self::List => {
                 let groups = session.client.groups().await?;
                 if console.is_json {
-                    return console.print_json(&groups.iter().map(document).collect());
+                    return console.print_json_list(groups.into_iter().map(documents::Group::from));
                 }
                 if groups.is_empty() {
                     return console.print("there is no group\n");
@@ -87,39 +88,9 @@ async fn show(group: &str, session: &Session, console: &Console) -> anyhow::Resu
         .filter(|shown| shown.name == group)
         .collect();
     if console.is_json {
-        return console.print_json(&groups.iter().map(document).collect());
+        return console.print_json_list(groups.into_iter().map(documents::Group::from));
     }
     console.print(&table(&groups).text(""))
-}
-
-pub(super) fn depth(depth: Depth) -> Value {
-    json!({ "counted": depth.counted, "isMore": depth.is_more })
-}
-
-pub(super) fn document(group: &Group) -> Value {
-    json!({
-        "group": group.name,
-        "queue": group.queue,
-        "pausedAt": group.paused_at,
-        "messages": depth(group.depth),
-        "failed": group.failed,
-        "lagSeconds": group.lag().map(|lag| lag.as_secs_f64()),
-        "deadLetters": depth(group.dead_letters),
-        "handlers": group.handlers.iter().map(|handler| handler_document(group, handler)).collect::<Value>(),
-    })
-}
-
-pub(super) fn handler_document(group: &Group, handler: &GroupHandler) -> Value {
-    json!({
-        "group": group.name,
-        "handler": handler.name,
-        "eventType": handler.event_type,
-        "eventVersion": handler.event_version,
-        "app": handler.app,
-        "isLive": handler.is_live,
-        "messages": depth(handler.depth),
-        "lagSeconds": handler.lag.map(|lag| lag.as_secs_f64()),
-    })
 }
 
 pub(super) fn table(groups: &[Group]) -> Table {

@@ -2,9 +2,9 @@
 
 use clap::Subcommand;
 use nexus::client::{Group, GroupHandler, Node};
-use serde_json::Value;
+use nexus_http::documents;
+use serde::Serialize;
 
-use super::{groups::handler_document, nodes};
 use crate::{
     console::{BAD, Cell, Console, GOOD, Table},
     moments::short,
@@ -56,9 +56,9 @@ fn list(groups: &[Group], only: Option<&str>, console: &Console) -> anyhow::Resu
         .collect();
     if console.is_json {
         let documents = found
-            .iter()
-            .map(|(group, handler)| handler_document(group, handler));
-        return console.print_json(&documents.collect());
+            .into_iter()
+            .map(|(group, handler)| document(group, handler));
+        return console.print_json_list(documents);
     }
     if found.is_empty() {
         return console.print("no handler is subscribed\n");
@@ -88,6 +88,18 @@ fn list(groups: &[Group], only: Option<&str>, console: &Console) -> anyhow::Resu
         ]);
     }
     console.print(&table.text(""))
+}
+
+fn document(group: &Group, handler: &GroupHandler) -> documents::Handler {
+    documents::Handler::new(group.name.clone(), handler.clone())
+}
+
+/// What `show --json` prints.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    handler: documents::Handler,
+    nodes: Vec<documents::Node>,
 }
 
 fn state(handler: &GroupHandler) -> Cell {
@@ -125,12 +137,11 @@ fn show(groups: &[Group], nodes: &[Node], name: &str, console: &Console) -> anyh
     };
     let able: Vec<&Node> = nodes.iter().filter(runs).collect();
     if console.is_json {
-        let mut document = handler_document(group, handler);
-        document["nodes"] = able
-            .iter()
-            .map(|node| nodes::document(node))
-            .collect::<Value>();
-        return console.print_json(&document);
+        let nodes = able.into_iter().cloned().map(documents::Node::from);
+        return console.print_json(&Shown {
+            handler: document(group, handler),
+            nodes: nodes.collect(),
+        });
     }
     let mut table = Table::new(["", ""]);
     let version = handler.event_version.map_or_else(

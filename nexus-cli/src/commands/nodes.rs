@@ -2,7 +2,8 @@
 
 use clap::Subcommand;
 use nexus::{client::Node, jiff::Timestamp};
-use serde_json::{Value, json};
+use nexus_http::documents;
+use serde_json::json;
 
 use super::count;
 use crate::{
@@ -30,7 +31,7 @@ impl Nodes {
         let nodes = session.client.nodes().await?;
         match self {
             Self::List if console.is_json => {
-                console.print_json(&nodes.iter().map(document).collect())
+                console.print_json_list(nodes.into_iter().map(documents::Node::from))
             }
             Self::List if nodes.is_empty() => console.print("no node is registered\n"),
             Self::List => console.print(&table(&nodes, session.now).text("")),
@@ -65,28 +66,6 @@ async fn reap(
         "{number}{would} forgotten\n{}",
         indented(&ids.join("\n"))
     ))
-}
-
-pub(super) fn document(node: &Node) -> Value {
-    let handlers = node.handlers.iter().map(|handler| {
-        json!({
-            "group": handler.group,
-            "handler": handler.handler,
-            "eventType": handler.event_type,
-            "eventVersion": handler.event_version,
-        })
-    });
-    json!({
-        "nodeId": node.id,
-        "app": node.app,
-        "buildId": node.build_id,
-        "program": node.program,
-        "displayName": node.display_name,
-        "startedAt": node.started_at,
-        "lastHeartbeat": node.last_heartbeat,
-        "isLive": node.is_live,
-        "handlers": handlers.collect::<Value>(),
-    })
 }
 
 fn table(nodes: &[Node], now: Timestamp) -> Table {

@@ -223,7 +223,7 @@ fn tell(
     if console.is_json {
         return match replays {
             [replay] if is_one => console.print_json(&document(replay)),
-            _ => console.print_json(&replays.iter().map(document).collect()),
+            _ => console.print_json_list(replays.iter().map(document)),
         };
     }
     if replays.is_empty() {

@@ -8,7 +8,8 @@ use nexus::{
     client::{ScheduledTask, TaskRun},
     jiff::Timestamp,
 };
-use serde_json::{Value, json};
+use nexus_http::documents;
+use serde_json::json;
 
 use super::payload;
 use crate::{
@@ -81,7 +82,7 @@ pub(crate) struct Add {
     #[arg(long, value_name = "ZONE")]
     tz: Option<String>,
     /// What becomes of due times that no node was there to fire: `skip`, `fire_once` or `fire_all(CAP)`
-    #[arg(long, value_parser = misfire, default_value = "fire_once")]
+    #[arg(long, default_value_t)]
     misfire: Misfire,
     /// How late a due time may be and still be fired for itself
     #[arg(long, value_name = "DURATION", value_parser = moments::duration, default_value = "60s")]
@@ -94,27 +95,6 @@ pub(crate) struct Add {
     key: Option<String>,
 }
 
-fn misfire(text: &str) -> Result<Misfire, String> {
-    let cap = text
-        .strip_prefix("fire_all(")
-        .and_then(|rest| rest.strip_suffix(')'));
-    match (text, cap.map(str::parse)) {
-        ("skip", _) => Ok(Misfire::Skip),
-        ("fire_once", _) => Ok(Misfire::FireOnce),
-        (_, Some(Ok(cap))) => Ok(Misfire::FireAll { cap }),
-        _ => Err("expected skip, fire_once, or fire_all(100) with a cap up to 1000".to_owned()),
-    }
-}
-
-fn misfire_text(misfire: Misfire) -> String {
-    match misfire {
-        Misfire::Skip => "skip".to_owned(),
-        Misfire::FireOnce => "fire_once".to_owned(),
-        Misfire::FireAll { cap } => format!("fire_all({cap})"),
-        other => format!("{other:?}"),
-    }
-}
-
 impl Schedules {
     pub(crate) async fn run(self, session: &Session, console: &Console) -> anyhow::Result<()> {
         let client = &session.client;
@@ -122,7 +102,8 @@ impl Schedules {
             Self::List => {
                 let tasks = client.schedules().await?;
                 if console.is_json {
-                    return console.print_json(&tasks.iter().map(document).collect());
+                    return console
+                        .print_json_list(tasks.into_iter().map(documents::ScheduledTask::from));
                 }
                 if tasks.is_empty() {
                     return console.print("there is no scheduled task\n");
@@ -141,7 +122,7 @@ impl Schedules {
             Self::Run { name } => {
                 let event_id = client.run_schedule_now(&name).await?;
                 if console.is_json {
-                    console.print_json(&json!({ "eventId": event_id }))
+                    console.print_json(&documents::Emitted { event_id })
                 } else {
                     console.print(&format!("{event_id}\n"))
                 }
@@ -149,7 +130,7 @@ impl Schedules {
             Self::Remove { name, dry_run } => remove(&name, dry_run, session, console).await,
             Self::History { name, limit } => {
                 let runs = client.schedule_history(&name, limit).await?;
-                history(&runs, session, console)
+                history(runs, session, console)
             }
         }
     }
@@ -185,7 +166,7 @@ async fn show(name: &str, session: &Session, console: &Console) -> anyhow::Resul
         anyhow::bail!("scheduled task `{name}` was removed meanwhile");
     };
     if console.is_json {
-        return console.print_json(&document(&task));
+        return console.print_json(&documents::ScheduledTask::from(task));
     }
     console.print(&table(&[task], session.now).text(""))
 }
@@ -228,26 +209,6 @@ async fn remove(
     console.print(&format!("scheduled task `{name}` {is} removed\n"))
 }
 
-pub(super) fn document(task: &ScheduledTask) -> Value {
-    json!({
-        "taskId": task.id,
-        "name": task.name,
-        "app": task.app,
-        "cronExpression": task.expression,
-        "timezone": task.time_zone,
-        "eventType": task.event_type,
-        "eventVersion": task.event_version,
-        "misfire": misfire_text(task.misfire),
-        "graceSeconds": task.grace.as_secs_f64(),
-        "scheduler": task.scheduler,
-        "isActive": task.is_active,
-        "pausedAt": task.paused_at,
-        "nextRunAt": task.next_run_at,
-        "lastRunAt": task.last_run_at,
-        "lastError": task.last_error,
-    })
-}
-
 fn state(task: &ScheduledTask) -> Cell {
     if !task.is_active {
         Cell::new("inactive", BAD)
@@ -287,22 +248,9 @@ pub(super) fn table(tasks: &[ScheduledTask], now: Timestamp) -> Table {
     table
 }
 
-fn history(runs: &[TaskRun], session: &Session, console: &Console) -> anyhow::Result<()> {
+fn history(runs: Vec<TaskRun>, session: &Session, console: &Console) -> anyhow::Result<()> {
     if console.is_json {
-        let documents = runs.iter().map(|run| {
-            json!({
-                "dueAt": run.due_at,
-                "firedAt": run.fired_at,
-                "eventId": run.event_id,
-                "isManual": run.is_manual,
-                "leftOut": run.left_out.map(|left| json!({
-                    "first": left.first,
-                    "last": left.last,
-                    "count": left.count,
-                })),
-            })
-        });
-        return console.print_json(&documents.collect());
+        return console.print_json_list(runs.into_iter().map(documents::TaskRun::from));
     }
     if runs.is_empty() {
         return console.print("it has not run in the last 30 days\n");
@@ -338,19 +286,4 @@ fn history(runs: &[TaskRun], session: &Session, console: &Console) -> anyhow::Re
         ]);
     }
     console.print(&table.text(""))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn misfire_policies_are_read_as_they_are_told() {
-        for text in ["skip", "fire_once", "fire_all(100)"] {
-            assert_eq!(misfire_text(misfire(text).unwrap()), text);
-        }
-        for text in ["", "fire_all", "fire_all(x)", "Skip"] {
-            assert!(misfire(text).is_err(), "{text}");
-        }
-    }
 }

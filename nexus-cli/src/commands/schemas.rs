@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use nexus::client::DeclaredType;
-use serde_json::{Value, json};
+use nexus_http::documents;
 
 use crate::{
     console::{Console, Table},
@@ -39,18 +39,9 @@ impl Schemas {
     }
 }
 
-fn document(declared: &DeclaredType) -> Value {
-    json!({
-        "eventType": declared.event_type,
-        "version": declared.version,
-        "app": declared.app,
-        "registeredAt": declared.registered_at,
-    })
-}
-
 fn list(declared: &[DeclaredType], session: &Session, console: &Console) -> anyhow::Result<()> {
     if console.is_json {
-        return console.print_json(&declared.iter().map(document).collect());
+        return console.print_json_list(declared.iter().cloned().map(documents::EventType::from));
     }
     if declared.is_empty() {
         return console.print("no app has registered an event type\n");
@@ -83,9 +74,8 @@ fn show(
         .find(|declared| version.is_none_or(|version| version == declared.version));
     match (found, version) {
         (Some(declared), _) if console.is_json => {
-            let mut document = document(declared);
-            document["schema"] = declared.schema.clone();
-            console.print_json(&document)
+            let declared = DeclaredType::clone(declared);
+            console.print_json(&documents::EventTypeWithSchema::from(declared))
         }
         (Some(declared), _) => console.print_json(&declared.schema),
         (None, Some(version)) if !of_type.is_empty() => {

@@ -55,7 +55,7 @@ impl Sql {
         console.clear();
         let outcomes = outcomes?;
         if console.is_json {
-            return console.print_json(&outcomes.iter().map(document).collect());
+            return console.print_json_list(outcomes.iter().map(document));
         }
         let mut text = String::new();
         for (index, outcome) in outcomes.iter().enumerate() {
@@ -73,7 +73,7 @@ fn list(canned: &[CannedQuery], console: &Console) -> anyhow::Result<()> {
         let documents = canned
             .iter()
             .map(|query| json!({ "name": query.name, "about": query.about, "sql": query.sql }));
-        return console.print_json(&documents.collect());
+        return console.print_json_list(documents);
     }
     let mut table = Table::new(["query", "shows"]);
     for query in canned {

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 
 use nexus::client::{Group, Node, ReplayState, ReplayStatus, ScheduledTask, XminHolder};
+use nexus_http::documents;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{count, dead_letters, groups, nodes, schedules};
+use super::{count, dead_letters, groups};
 use crate::{
     console::{BAD, BOLD, Console, DIM, WARN, safe},
     moments::{full, relative, short},
@@ -29,10 +31,10 @@ pub(crate) async fn run(session: &Session, console: &Console) -> anyhow::Result<
             "namespace": client.namespace(),
             "database": session.target,
             "time": session.now,
-            "nodes": nodes.iter().map(nodes::document).collect::<Value>(),
-            "groups": groups.iter().map(groups::document).collect::<Value>(),
-            "schedules": tasks.iter().map(schedules::document).collect::<Value>(),
-            "newestDeadLetters": letters.iter().map(dead_letters::document).collect::<Value>(),
+            "nodes": list(nodes, documents::Node::from),
+            "groups": list(groups, documents::Group::from),
+            "schedules": list(tasks, documents::ScheduledTask::from),
+            "newestDeadLetters": list(letters, documents::DeadLetter::from),
             "runningReplays": replays.len(),
             "xminHolder": holder.as_ref().map(holder_document),
         }));
@@ -172,6 +174,10 @@ fn tell_holder(holder: Option<&XminHolder>) -> String {
     } else {
         what
     }
+}
+
+fn list<T, D: Serialize>(all: Vec<T>, document: impl Fn(T) -> D) -> Vec<D> {
+    all.into_iter().map(document).collect()
 }
 
 fn holder_document(holder: &XminHolder) -> Value {

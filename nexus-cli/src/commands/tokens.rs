@@ -68,7 +68,7 @@ async fn list(session: &Session, console: &Console) -> anyhow::Result<()> {
     let tokens = session.client.tokens().await?;
     if console.is_json {
         let documents = tokens.iter().map(|token| document(token, session.now));
-        return console.print_json(&documents.collect());
+        return console.print_json_list(documents);
     }
     if tokens.is_empty() {
         return console.print("there is no token: only this machine is served\n");

@@ -170,17 +170,9 @@ pub enum TickEffect {
     },
 }
 
-fn misfire_text(misfire: Misfire) -> String {
-    match misfire {
-        Misfire::Skip => "skip".to_owned(),
-        Misfire::FireOnce => "fire_once".to_owned(),
-        Misfire::FireAll { cap } => format!("fire_all({cap})"),
-    }
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
 fn as_text<S: serde::Serializer>(misfire: &Misfire, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&misfire_text(*misfire))
+    serializer.collect_str(misfire)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -434,7 +426,7 @@ impl ScheduleDescription {
             },
             format!(
                 "{} after {:?}",
-                misfire_text(self.misfire),
+                self.misfire,
                 Duration::from_millis(self.grace_ms)
             ),
             formerly_text(&self.formerly),

@@ -3,6 +3,8 @@
 //! Nothing walks through an outage: a task of every second that was away for a year costs a question
 //! for each due time that is fired.
 
+use std::{fmt, str::FromStr};
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Misfire, Schedule, ScheduleError};
@@ -16,6 +18,42 @@ impl Misfire {
             Self::FireAll { cap } if cap == 0 || cap > LARGEST_CAP => Err(CapError { cap }),
             _ => Ok(()),
         }
+    }
+}
+
+impl fmt::Display for Misfire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Skip => f.write_str("skip"),
+            Self::FireOnce => f.write_str("fire_once"),
+            Self::FireAll { cap } => write!(f, "fire_all({cap})"),
+        }
+    }
+}
+
+/// A text is no [`Misfire`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected skip, fire_once, or fire_all(100) with a cap from 1 to {LARGEST_CAP}")]
+#[non_exhaustive]
+pub struct MisfireError;
+
+impl FromStr for Misfire {
+    type Err = MisfireError;
+
+    fn from_str(text: &str) -> Result<Self, MisfireError> {
+        let cap = || {
+            let cap = text.strip_prefix("fire_all(")?.strip_suffix(')')?;
+            cap.parse().ok()
+        };
+        let misfire = match text {
+            "skip" => Self::Skip,
+            "fire_once" => Self::FireOnce,
+            _ => Self::FireAll {
+                cap: cap().ok_or(MisfireError)?,
+            },
+        };
+        misfire.check().map_err(|_| MisfireError)?;
+        Ok(misfire)
     }
 }
 
@@ -170,6 +208,24 @@ mod tests {
         };
         let fired = all.split_off(missed.saturating_sub(cap));
         (fired, all)
+    }
+
+    #[test]
+    fn policies_are_read_as_they_are_told() {
+        for text in ["skip", "fire_once", "fire_all(100)", "fire_all(1000)"] {
+            let misfire: Misfire = text.parse().unwrap();
+            assert_eq!(misfire.to_string(), text);
+        }
+        for text in [
+            "",
+            "fire_all",
+            "fire_all(x)",
+            "fire_all(0)",
+            "fire_all(1001)",
+            "Skip",
+        ] {
+            assert_eq!(text.parse::<Misfire>(), Err(MisfireError), "{text}");
+        }
     }
 
     #[test]

@@ -42,11 +42,15 @@ use croner::{
 use jiff::{Timestamp, tz::TimeZone};
 use nexus_cron::{check_expression, check_time_zone};
 
+pub use misfire::MisfireError;
+
 /// What becomes of due times that no node was there to fire.
 ///
 /// A due time counts as missed once it is later than the task's grace (default 60 s, at least 1 s); until then it
 /// is fired for its own time, whatever the policy. What a policy fires carries its own due time
 /// ([`Tick::due_at`](crate::Tick::due_at)).
+///
+/// As text it is what `#[cron]` and `nexus schedules add` take: `skip`, `fire_once`, or `fire_all(100)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Misfire {

@@ -14,11 +14,9 @@ use nexus::{Handle, UntypedHandler, prelude::*};
 use nexus_examples::{app, prepare, signalled, variable_of};
 use serde_json::{Value, json};
 
-/// What the worker is for.
-async fn acknowledge(event: Envelope<Value>, ctx: Ctx) -> nexus::Result {
+/// What the worker is for. The span around it says which event and attempt it is.
+async fn acknowledge(event: Envelope<Value>, _: Ctx) -> nexus::Result {
     tracing::info!(
-        event_id = event.event_id(),
-        attempt = ctx.attempt(),
         producer = event.meta().producer_node_id(),
         "{}: {}",
         event.meta().event_type(),

@@ -105,8 +105,8 @@ pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
 }
 
 pub(crate) fn classify(error: &sqlx::Error) -> Failure {
-    let code = match error {
-        sqlx::Error::Database(error) => error.code(),
+    let (code, constraint) = match error {
+        sqlx::Error::Database(error) => (error.code(), error.constraint()),
         sqlx::Error::Io(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::Protocol(_)
@@ -117,7 +117,8 @@ pub(crate) fn classify(error: &sqlx::Error) -> Failure {
     };
     match code.as_deref() {
         Some("42P01") => Failure::MissingTable,
-        Some("23514") => Failure::MissingPartition,
+        // A row that fits into no partition violates no constraint that has a name.
+        Some("23514") if constraint.is_none() => Failure::MissingPartition,
         Some("57014") => Failure::Cancelled,
         // Connection exceptions, serialization and deadlock, resources, shutdown, read-only after a failover.
         Some(code)

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use nexus::{Handle, client::DeadLetterFilter, prelude::*, testing::TestDatabase};
 use nexus_tests::{Log, until, within};
 use opentelemetry::trace::{SpanId, SpanKind, Status, TraceId, TracerProvider as _};
@@ -278,10 +279,8 @@ async fn each_attempt_is_a_span_that_says_how_it_failed() {
 #[tokio::test]
 async fn a_batch_is_linked_to_each_emitter() {
     let mut test = Test::start(["bag"]).await;
-    let mut posted = Vec::new();
-    for number in 100..104 {
-        posted.push(test.post(number).await);
-    }
+    // At the same time, so that one claim finds several.
+    let posted = join_all((100..110).map(|number| test.post(number))).await;
     test.gate.add_permits(1_000);
     let mut lengths = std::collections::BTreeMap::new();
     for _ in &posted {

@@ -154,7 +154,7 @@ pub enum ConnectError {
 }
 
 /// How long to wait for a connection from the pool.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most connections of a client without an app.
 const DEFAULT_POOL_SIZE: u32 = 10;

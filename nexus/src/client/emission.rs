@@ -128,19 +128,16 @@ impl<'a> IntoFuture for Emission<'a> {
         Box::pin(async move {
             let outgoing = self.outgoing?;
             self.client.check([&outgoing])?;
-            let events = vec![outgoing];
-            let ids = match self.connection {
-                Some(connection) => {
-                    // How long to wait in a transaction of yours is your decision.
-                    let stored = self.client.store_in(connection, &events, Duration::MAX);
-                    let stored = stored.await?;
-                    // What becomes of the transaction nobody tells.
-                    self.client.emitted().add_all(&events);
-                    stored.event_ids
-                }
-                None => self.client.store(events).await?,
+            let Some(connection) = self.connection else {
+                return self.client.store_one(outgoing).await;
             };
-            Ok(ids[0])
+            let events = [outgoing];
+            // How long to wait in a transaction of yours is your decision.
+            let stored = self.client.store_in(connection, &events, Duration::MAX);
+            let stored = stored.await?;
+            // What becomes of the transaction nobody tells.
+            self.client.emitted().add_all(&events);
+            Ok(stored.event_ids[0])
         })
     }
 }
@@ -202,7 +199,7 @@ impl<'a> IntoFuture for Emissions<'a> {
         Box::pin(async move {
             let events = self.outgoing?;
             self.client.check(&events)?;
-            self.client.store(events).await
+            self.client.store(&events).await
         })
     }
 }

@@ -15,9 +15,10 @@
 //! - [`Adoption`] takes over the schema of an original nexus-core.
 //! - [`Token`] is what a program shows that comes over HTTP.
 //! - [`is_unavailable`] says of an error whether the database is to blame for it.
-//! - `wake` tells workers that there is something to do.
+//! - `coalescer` sends together what is emitted at the same time, `wake` tells workers that there is something to do.
 
 mod adoption;
+mod coalescer;
 mod connect;
 mod dead_letters;
 mod declared;
@@ -85,6 +86,7 @@ use std::{
     time::Duration,
 };
 
+use coalescer::Coalescer;
 use sqlx::{Acquire, PgConnection, PgPool};
 
 use crate::{
@@ -131,6 +133,7 @@ struct Inner {
     statements: Statements,
     bell: Bell,
     emitted: Emitted,
+    coalescer: Coalescer,
 }
 
 /// What a client holds events to.
@@ -266,6 +269,7 @@ impl Client {
                 statements: Statements::default(),
                 bell,
                 emitted: Emitted::default(),
+                coalescer: Coalescer::default(),
             }),
         }
     }
@@ -327,8 +331,11 @@ impl Client {
         &self.inner.bell
     }
 
-    /// Emits an event in a transaction of its own; await it for the event's id, or set
-    /// [options](Emission) first. Wakes the workers. Awaiting it fails with an [`EmitError`].
+    /// Emits an event; await it for the event's id, or set [options](Emission) first. Wakes the workers. Awaiting it
+    /// fails with an [`EmitError`].
+    ///
+    /// It is committed when that is done. What a program emits at the same time without an idempotency key or a delay may
+    /// share a statement and its commit, and yet each event is stored or refused for itself.
     ///
     /// # Examples
     ///
@@ -432,19 +439,23 @@ impl Client {
         &self.inner.emitted
     }
 
+    fn coalescer(&self) -> &Coalescer {
+        &self.inner.coalescer
+    }
+
     /// Wakes the workers of these queues, here and in other processes.
     pub(crate) fn wake(&self, queues: impl IntoIterator<Item = String>) {
         self.inner.bell.ring(queues);
     }
 
     /// Stores events in a transaction of their own.
-    pub(crate) async fn store(&self, events: Vec<Outgoing>) -> Result<Vec<i64>, EmitError> {
+    pub(crate) async fn store(&self, events: &[Outgoing]) -> Result<Vec<i64>, EmitError> {
         if events.is_empty() {
             return Ok(Vec::new());
         }
         let (mut mended, mut conflicts) = (false, 0);
         let stored = loop {
-            match self.try_to_store(&events).await {
+            match self.try_to_store(events).await {
                 // A queue or partition that is missing can be made; nothing was stored yet.
                 Err(
                     EmitError::MissingQueue { source } | EmitError::MissingPartition { source },
@@ -461,7 +472,7 @@ impl Client {
                 other => break other?,
             }
         };
-        self.emitted().add_all(&events);
+        self.emitted().add_all(events);
         self.wake(stored.queues);
         Ok(stored.event_ids)
     }

@@ -96,7 +96,7 @@ async fn store(
     let Some(mut tx) = tx else {
         if keeps {
             node.client
-                .store(emits.clone())
+                .store(&emits)
                 .await
                 .map_err(|error| End::Failed(error.into()))?;
         }

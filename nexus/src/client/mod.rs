@@ -1,6 +1,6 @@
 //! Emitting, and looking after what was emitted.
 //!
-//! - [`Client`] emits events, in a transaction of its own or in yours, and cancels delayed ones.
+//! - [`Client`] emits events, with a transaction of yours or without, and cancels delayed ones.
 //! - [`DeadLetter`] is what the client lists, redrives and purges, [`DeadLetterFilter`] says which.
 //! - [`LoggedEvent`], [`Delivery`], [`Group`] and [`Node`] are what the client shows of events, of what became of
 //!   them, of what waits, and of who runs.

@@ -19,6 +19,42 @@ const MOST_UNDER_WAY: usize = 2;
 const MOST_EVENTS: usize = 500;
 const MOST_BYTES: usize = 1024 * 1024;
 
+impl Client {
+    /// Stores an event, together with others if there are.
+    pub(super) async fn store_one(&self, event: Outgoing) -> Result<i64, EmitError> {
+        // These are more than a row, and may wait for what others do with the same key.
+        if event.idempotency_key.is_some() || event.delay.is_some() {
+            return Ok(self.store(&[event]).await?[0]);
+        }
+        let (number, mut answer) = {
+            let mut state = self.coalescer().lock();
+            let entered = state.enter(event);
+            if state.under_way < MOST_UNDER_WAY {
+                state.under_way += 1;
+                let next = state.take();
+                drop(state);
+                let slot = Slot {
+                    client: self.clone(),
+                };
+                // In a task of its own: others may wait for it, and who has asked for it may rest or be dropped.
+                tokio::spawn(slot.send(next));
+            }
+            entered
+        };
+        // As long as for a connection, which is what those under way are at.
+        let answered = tokio::time::timeout(ACQUIRE_TIMEOUT, &mut answer).await;
+        let answered = match answered {
+            Ok(answered) => answered,
+            Err(_) if self.coalescer().lock().withdraw(number) => {
+                return Err(EmitError::Connect(sqlx::Error::PoolTimedOut));
+            }
+            Err(_) => answer.await,
+        };
+        // The runtime that was to send it has ended.
+        answered.unwrap_or_else(|_| Err(EmitError::Unknown(store::no_answer())))
+    }
+}
+
 type Told = oneshot::Sender<Result<i64, EmitError>>;
 
 #[derive(Default)]
@@ -136,44 +172,6 @@ impl Slot {
             }
             let _ = last.send(Err(error));
         }
-    }
-}
-
-impl Client {
-    /// Stores an event, together with others if there are.
-    pub(super) async fn store_one(&self, event: Outgoing) -> Result<i64, EmitError> {
-        // These are more than a row, and may wait for what others do with the same key.
-        if event.idempotency_key.is_some() || event.delay.is_some() {
-            return Ok(self.store(&[event]).await?[0]);
-        }
-        let (number, mut answer) = {
-            let mut state = self.coalescer().lock();
-            let entered = state.enter(event);
-            if state.under_way < MOST_UNDER_WAY {
-                state.under_way += 1;
-                let next = state.take();
-                drop(state);
-                // In a task of its own: others may wait for it, and who has asked for it may rest or be dropped.
-                tokio::spawn(
-                    Slot {
-                        client: self.clone(),
-                    }
-                    .send(next),
-                );
-            }
-            entered
-        };
-        // As long as for a connection, which is what those under way are at.
-        let answered = tokio::time::timeout(ACQUIRE_TIMEOUT, &mut answer).await;
-        let answered = match answered {
-            Ok(answered) => answered,
-            Err(_) if self.coalescer().lock().withdraw(number) => {
-                return Err(EmitError::Connect(sqlx::Error::PoolTimedOut));
-            }
-            Err(_) => answer.await,
-        };
-        // The runtime that was to send it has ended.
-        answered.unwrap_or_else(|_| Err(EmitError::Unknown(store::no_answer())))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What one client emits at the same time shares statements and commits, and each event is stored or refused for itself.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use nexus::{Client, Database, EmitError, prelude::*, testing::TestDatabase};
@@ -118,17 +118,18 @@ async fn who_gives_up_takes_nobody_along() {
     // Two statements are under way, the others wait for them.
     let first = [spawn(1), spawn(2)];
     waiting_for_locks(&test.pool, 2).await;
-    let (given_up, kept) = (spawn(3), spawn(4));
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    given_up.abort();
+    let mut given_up = Box::pin(Test::emit(test.client.clone(), 3));
+    let mut kept = Box::pin(Test::emit(test.client.clone(), 4));
+    assert!(futures_util::poll!(&mut given_up).is_pending());
+    assert!(futures_util::poll!(&mut kept).is_pending());
+    drop(given_up);
     first[0].abort();
-    let (given_up, [one, two]) = (given_up.await, first);
-    assert!(given_up.unwrap_err().is_cancelled());
+    let [one, two] = first;
     assert!(one.await.unwrap_err().is_cancelled());
     lock.rollback().await.unwrap();
     within("the others are stored", async {
         two.await.unwrap().unwrap();
-        kept.await.unwrap().unwrap();
+        kept.await.unwrap();
     })
     .await;
     // What was under way when its emitter gave up may have been stored, what waited has not.
@@ -151,4 +152,18 @@ async fn a_future_that_rests_holds_nobody_up() {
         .unwrap();
     within("all are stored", join_all(resting)).await;
     assert_eq!(test.logged().await.len(), 21);
+}
+
+#[tokio::test]
+async fn each_is_told_that_there_is_no_connection() {
+    let test = Test::new().await;
+    within("the pool is closed", test.client.pool().close()).await;
+    let emits = (0..20).map(|n| Test::emit(test.client.clone(), n));
+    for stored in within("all are answered", join_all(emits)).await {
+        assert!(
+            matches!(stored, Err(EmitError::Connect(sqlx::Error::PoolClosed))),
+            "{stored:?}"
+        );
+    }
+    assert_eq!(test.logged().await, []);
 }

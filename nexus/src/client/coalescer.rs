@@ -156,50 +156,37 @@ impl Slot {
             }
             Err(error) => error,
         };
-        if events.len() > 1 && !is_of_all(&error) {
-            // One of them is to blame, and must not be the others' misfortune.
-            for (event, told) in events.into_iter().zip(told) {
-                if !told.is_closed() {
-                    let stored = self.client.store(&[event]).await;
-                    let _ = told.send(stored.map(|ids| ids[0]));
-                }
-            }
+        if told.len() == 1 {
+            let _ = told.remove(0).send(Err(error));
             return;
         }
-        if let Some(last) = told.pop() {
-            for told in told {
-                let _ = told.send(Err(copy(&error)));
-            }
-            let _ = last.send(Err(error));
+        for (event, told) in events.into_iter().zip(told) {
+            let stored = match for_all(&error) {
+                Some(error) => Err(error),
+                None if told.is_closed() => continue,
+                // One of them is to blame, and must not be the others' misfortune.
+                None => self.client.store(&[event]).await.map(|ids| ids[0]),
+            };
+            let _ = told.send(stored);
         }
     }
 }
 
-/// Whether the database is to blame, so that each event alone would do no better, or may have been stored.
-fn is_of_all(error: &EmitError) -> bool {
+/// The error for each of several, if the database is to blame: each event alone would do no better, or may have been
+/// stored.
+fn for_all(error: &EmitError) -> Option<EmitError> {
     match error {
-        EmitError::Connect(_) | EmitError::Commit(_) | EmitError::Unknown(_) => true,
-        EmitError::Append { source } => store::is_unanswered(source),
-        _ => false,
-    }
-}
-
-/// The same for somebody else.
-fn copy(error: &EmitError) -> EmitError {
-    match error {
-        EmitError::Connect(source) => EmitError::Connect(copy_source(source)),
-        EmitError::Commit(source) => EmitError::Commit(copy_source(source)),
-        EmitError::Append { source } => EmitError::Append {
-            source: copy_source(source),
-        },
-        other => EmitError::Unknown(match other {
-            EmitError::Unknown(source) => copy_source(source),
-            _ => store::no_answer(),
+        EmitError::Connect(source) => Some(EmitError::Connect(copy(source))),
+        EmitError::Commit(source) => Some(EmitError::Commit(copy(source))),
+        EmitError::Unknown(source) => Some(EmitError::Unknown(copy(source))),
+        EmitError::Append { source } if store::is_unanswered(source) => Some(EmitError::Append {
+            source: copy(source),
         }),
+        _ => None,
     }
 }
 
-fn copy_source(source: &sqlx::Error) -> sqlx::Error {
+fn copy(source: &sqlx::Error) -> sqlx::Error {
     match source {
         sqlx::Error::PoolTimedOut => sqlx::Error::PoolTimedOut,
         sqlx::Error::PoolClosed => sqlx::Error::PoolClosed,

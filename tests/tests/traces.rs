@@ -65,11 +65,15 @@ async fn note(letter: Envelope<LetterSorted>, saw: State<Saw>) {
     ));
 }
 
+/// The number of a letter about which there is much to say.
+const LONG: i64 = 3;
+
 /// Fails the first time.
 #[handler(group = "stamps", backoff = "fixed(5ms)")]
 async fn stamp(letter: Envelope<LetterPosted>, saw: State<Saw>) -> nexus::Result {
     if letter.attempt() == 1 {
-        return Err("out of stamps".into());
+        let why = "out of stamps".repeat(if letter.number == LONG { 1_000 } else { 1 });
+        return Err(why.into());
     }
     let _ = saw.send((letter.number, "stamped".to_owned(), None));
     Ok(())
@@ -273,6 +277,20 @@ async fn each_attempt_is_a_span_that_says_how_it_failed() {
         assert_eq!(span.parent_span_id, posted.id);
         assert_eq!(attribute(span, "attempt"), attempt);
     }
+    test.node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_span_says_as_much_of_an_error_as_a_dead_letter_does() {
+    let mut test = Test::start(["stamp"]).await;
+    let posted = test.post(LONG).await;
+    test.next().await;
+    let Status::Error { description } = &ended("stamp", posted.trace, 2).await[0].status else {
+        panic!("it failed");
+    };
+    assert!(description.starts_with("out of stampsout"), "{description}");
+    assert!(description.ends_with('…'), "{description}");
+    assert_eq!(description.chars().count(), 2_001);
     test.node.shutdown().await;
 }
 
